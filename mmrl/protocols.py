@@ -1,0 +1,214 @@
+"""The seams: what an implementation must offer, in one or two methods each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from pydantic import BaseModel
+
+from mmrl.types import (
+    Box,
+    CoordinateFrame,
+    Group,
+    Media,
+    MediaRef,
+    Message,
+    Row,
+    Score,
+    Tokens,
+    ToolCall,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Processor(Protocol):
+    """Decodes one kind of medium, safely: caps are read from the header before anything is allocated."""
+
+    def load(self, ref: MediaRef) -> Media:
+        """Raise MediaError, naming the file, for anything that cannot be shown to a model."""
+        ...
+
+
+class CoordinateSpace(Protocol):
+    """The numbers in which a model family speaks about places in an image."""
+
+    description: str
+    """For error messages that a model reads, e.g. "absolute pixels of the image as shown"."""
+
+    def to_seen(self, box: Box, frame: CoordinateFrame) -> Box: ...
+
+    def from_seen(self, box: Box, frame: CoordinateFrame) -> Box: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolState:
+    """What a tool may know about the episode that calls it."""
+
+    media: tuple[Media, ...]
+    """Every medium so far, in the order in which the model saw them."""
+    space: CoordinateSpace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a tool gives back: text and media, and the region it looked at."""
+
+    text: str = ""
+    media: tuple[Media, ...] = ()
+    box: Box | None = None
+    """In original pixels of the root medium."""
+    box_on: str | None = None
+    """Key of the medium from which the model read the box."""
+
+
+class ToolError(Exception):
+    """A tool's refusal, in words that the model can act on."""
+
+
+class Tool(Protocol):
+    """Something that a model may call. The JSON schema comes from `arguments`."""
+
+    name: str
+    description: str
+    arguments: type[BaseModel]
+
+    async def run(self, arguments: Any, state: ToolState) -> Observation:
+        """Raise ToolError for a request that cannot be met."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardContext:
+    """What a reward may know beside its group."""
+
+    step: int
+    """Optimiser step of the stage, from 0."""
+
+
+class Reward(Protocol):
+    """Scores a whole group: one Score per trajectory, in order."""
+
+    async def score(self, group: Group, context: RewardContext) -> list[Score]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Asks an engine to continue an episode by one model turn."""
+
+    episode: str
+    """Unique while the episode is open; the engine keeps its state between turns under this name."""
+    group: str
+    """Episodes of one group start from one prompt, which is computed once."""
+    order: tuple[int, int]
+    """(row, sibling): batches are formed in this order."""
+    new: Tokens
+    """What was appended since the last turn; the whole prompt at the first."""
+    seed: int
+    max_tokens: int
+    """New tokens at most."""
+    temperature: float
+    """0 is greedy; log-probs are then those of temperature 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    version: int
+    stopped: bool
+    """True: the model ended its turn; False: it ran into `max_tokens`."""
+
+
+class RolloutEngine(Protocol):
+    """Token in, token out. An episode is opened before it starts and released when it ends."""
+
+    def open(self, episode: str) -> None: ...
+
+    async def generate(self, request: Request) -> Completion: ...
+
+    def release(self, episode: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LossInputs:
+    """What a loss sees of one forward: N targets, with their place in the whole optimiser step."""
+
+    logprobs_N: torch.Tensor
+    """Detached."""
+    entropies_N: torch.Tensor
+    """Detached."""
+    index_N: torch.Tensor
+    """Index of each target in the step's flat list of targets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LossTerms:
+    """A loss in weight form: its gradient is sum(d_logprob * grad logprob) + sum(d_entropy * grad entropy)."""
+
+    value: float
+    """This forward's share of the loss."""
+    d_logprobs_N: torch.Tensor
+    d_entropies_N: torch.Tensor | None = None
+
+
+Loss = Callable[[LossInputs], LossTerms]
+
+
+class TrainEngine(Protocol):
+    """Runs forward, backward and step on the rows of a whole optimiser step."""
+
+    def update(self, rows: Sequence[Row], media: Mapping[str, Media], loss: Loss) -> dict[str, float]: ...
+
+    def logprobs(self, rows: Sequence[Row], media: Mapping[str, Media]) -> torch.Tensor:
+        """Log-prob of every target, flat in row order."""
+        ...
+
+
+class ToolCodec(Protocol):
+    """How a family writes tool calls."""
+
+    def format_call(self, call: ToolCall) -> str: ...
+
+    def parse(self, text: str) -> tuple[tuple[ToolCall, ...], str | None]:
+        """(calls, error): the error names what is malformed, in words that the model can act on."""
+        ...
+
+
+class ModelFamily(Protocol):
+    """Everything that differs between families of checkpoints."""
+
+    space: CoordinateSpace
+    codec: ToolCodec
+    eos_ids: tuple[int, ...]
+    reserved_ids: tuple[int, ...]
+    """Ids that a policy may never sample: they are suppressed before the softmax."""
+
+    def encode_prompt(self, messages: Sequence[Message], media: Sequence[Media], tools: Sequence[Tool]) -> Tokens: ...
+
+    def extend(self, observation: Message, media: Sequence[Media], *, closed: bool) -> Tokens:
+        """Ids that follow a model turn; `closed` tells whether the turn ended with its end token."""
+        ...
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Text in which control tokens count as text."""
+        ...
+
+    def encode_turn(self, message: Message) -> tuple[int, ...]:
+        """An assistant message as the model would have written it, end token included."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def positions(self, tokens: Tokens) -> np.ndarray:
+        """(3, T) M-RoPE positions."""
+        ...
+
+    def encode_media(self, model: Any, media: Sequence[Media]) -> list[torch.Tensor]:
+        """Features of each medium, (tokens, D); gradients flow."""
+        ...
+

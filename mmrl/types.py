@@ -1,0 +1,293 @@
+"""The vocabulary: every value that crosses a module boundary is one of these.
+
+All are frozen, slotted and keyword-only. Pixel sizes are (width, height); boxes are (x1, y1, x2, y2);
+arrays are H x W x 3 uint8 RGB. "Original" always means the medium's own pixels after EXIF rotation.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+Box = tuple[float, float, float, float]
+"""(x1, y1, x2, y2) with x1 < x2 and y1 < y2."""
+Role = Literal["system", "user", "assistant", "tool"]
+MediaKind = Literal["image", "video", "audio"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaRef:
+    """Where a medium comes from. `path` is relative to `root`, and may not leave it.
+
+    Example: MediaRef(kind="image", path="canvas/0.png", root="data/zoom_digits")
+    """
+
+    kind: MediaKind
+    path: str | None = None
+    root: str | None = None
+    data: bytes | None = None
+    """The encoded file itself, where there is no path."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinateFrame:
+    """How the pixels that the model sees lie in the original medium.
+
+    A crop of a crop carries the frame of its own pixels in the *original* medium, so that nesting needs no chain.
+    Example: the right half of a 200 x 100 image, shown at 50 x 50:
+    CoordinateFrame(original=(200, 100), seen=(50, 50), offset=(100.0, 0.0), scale=(2.0, 2.0))
+    """
+
+    original: Size
+    """Size of the original medium."""
+    seen: Size
+    """Size that the model sees."""
+    offset: tuple[float, float] = (0.0, 0.0)
+    """Where the seen region's top-left corner lies, in original pixels."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Original pixels per seen pixel, along x and y."""
+
+    def to_original(self, box: Box) -> Box:
+        """Map a box in seen pixels to original pixels."""
+        (ox, oy), (sx, sy) = self.offset, self.scale
+        x1, y1, x2, y2 = box
+        return (ox + sx * x1, oy + sy * y1, ox + sx * x2, oy + sy * y2)
+
+    def to_seen(self, box: Box) -> Box:
+        """Map a box in original pixels to seen pixels; it may lie partly outside."""
+        (ox, oy), (sx, sy) = self.offset, self.scale
+        x1, y1, x2, y2 = box
+        return ((x1 - ox) / sx, (y1 - oy) / sy, (x2 - ox) / sx, (y2 - oy) / sy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Media:
+    """A decoded medium as the model sees it.
+
+    `key` is a content hash: equal keys mean equal `pixels`, whatever file or tool they came from.
+    """
+
+    kind: MediaKind
+    key: str
+    pixels: np.ndarray
+    """What the model sees, H x W x 3 uint8."""
+    frame: CoordinateFrame
+    original: np.ndarray
+    """The original's own pixels, H x W x 3 uint8; crops are taken from here."""
+    parent: str | None = None
+    """Key of the medium that a tool cut this one from."""
+    label: str = ""
+    """Where it came from, for error messages and the report (a file name, "crop of image 0")."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A piece of a message: text, or the next medium of the list that the message belongs to."""
+
+    text: str | None = None
+    media: int | None = None
+    """Index into the sample's (or the observation's) media."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call as the model wrote it, parsed but not yet validated against the tool's argument model."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    role: Role
+    parts: tuple[Part, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text or "" for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gold:
+    """What a reward compares with. Boxes are in the pixels of image 0's original."""
+
+    answer: str | None = None
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One dataset row."""
+
+    id: str
+    messages: tuple[Message, ...]
+    media: tuple[MediaRef, ...] = ()
+    gold: Gold = Gold()
+    demonstration: tuple[Message, ...] = ()
+    """Assistant messages of a worked example (SFT). Boxes of its calls are in original pixels."""
+    use_tools: bool = True
+    """False: the row is asked without tools, whatever the run offers."""
+    where: str = ""
+    """File and row number, for error messages."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(enum.StrEnum):
+    """Who wrote a run of tokens. The loss is taken on MODEL only."""
+
+    PROMPT = "prompt"
+    MODEL = "model"
+    OBSERVATION = "observation"
+    INJECTED = "injected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaSpan:
+    """Where a medium's placeholder ids stand. `start` counts from the start of the thing that holds the span."""
+
+    key: str
+    start: int
+    length: int
+    grid: tuple[int, int, int]
+    """(t, h, w) in merged vision tokens: t * h * w == length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Token ids with their media; what a model family encodes text and media to."""
+
+    ids: tuple[int, ...]
+    spans: tuple[MediaSpan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A run of token ids from one source. Media placeholders are expanded, one id per vision token."""
+
+    source: Source
+    ids: tuple[int, ...]
+    spans: tuple[MediaSpan, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Of each id under the policy that sampled it; only where source is MODEL and an engine sampled it."""
+    version: int | None = None
+    """Policy version that sampled it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One model turn: a view on the segments, never a second truth."""
+
+    segment: int
+    """Index of the model segment."""
+    text: str
+    """The segment, decoded."""
+    calls: tuple[ToolCall, ...] = ()
+    answer: str | None = None
+    error: str | None = None
+    """What the model was told about a malformed or failed call."""
+    box: Box | None = None
+    """The region that a call asked for, in original pixels of the root medium."""
+    box_on: str | None = None
+    """Key of the medium that the model read the box from."""
+    results: tuple[str, ...] = ()
+    """Keys of the media that the tools returned."""
+
+
+class StopReason(enum.StrEnum):
+    """Why an episode ended; each is a metric."""
+
+    ANSWERED = "answered"
+    PARSE_FAILED = "parse_failed"
+    MAX_TURNS = "max_turns"
+    MAX_TOKENS = "max_tokens"
+    CONTEXT_FULL = "context_full"
+    TOOL_BUDGET = "tool_budget"
+    IMAGE_BUDGET = "image_budget"
+    ENGINE_ERROR = "engine_error"
+
+
+class ScoreKind(enum.StrEnum):
+    VALUE = "value"
+    NOT_APPLICABLE = "not_applicable"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A reward's value, or not applicable, or an error with its reason: never folded into 0."""
+
+    kind: ScoreKind
+    value: float = float("nan")
+    reason: str = ""
+
+    @classmethod
+    def of(cls, value: float, reason: str = "") -> Score:
+        return cls(kind=ScoreKind.VALUE, value=float(value), reason=reason)
+
+    @classmethod
+    def not_applicable(cls, reason: str) -> Score:
+        return cls(kind=ScoreKind.NOT_APPLICABLE, reason=reason)
+
+    @classmethod
+    def error(cls, reason: str) -> Score:
+        return cls(kind=ScoreKind.ERROR, reason=reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One episode, as tokens. `segments` is the truth; everything else is a view on it or a label."""
+
+    sample_id: str
+    index: int
+    """Number of this sibling in its group."""
+    segments: tuple[Segment, ...]
+    turns: tuple[Turn, ...]
+    stop: StopReason
+    media: Mapping[str, Media] = field(default_factory=dict)
+    """Every medium that the segments refer to, by key."""
+    origin: Literal["policy", "expert"] = "policy"
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    reward: Score = Score(kind=ScoreKind.NOT_APPLICABLE, reason="not scored")
+    """The weighted combination of the scores."""
+
+    @property
+    def answer(self) -> str | None:
+        """The final turn's answer."""
+        return self.turns[-1].answer if self.turns else None
+
+    @property
+    def num_model_tokens(self) -> int:
+        return sum(len(s.ids) for s in self.segments if s.source is Source.MODEL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One prompt's siblings."""
+
+    sample: Sample
+    trajectories: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Row:
+    """What the trainer computes on: one trajectory's tokens, with explicit targets.
+
+    The hidden state at `source_N[n]` predicts `target_N[n]`.
+    """
+
+    ids_T: np.ndarray
+    positions_3T: np.ndarray
+    spans: tuple[MediaSpan, ...]
+    source_N: np.ndarray
+    """Index into T of the state that predicts each target."""
+    target_N: np.ndarray
+    """Token id of each target."""
+    trajectory: int
+    """Index of the trajectory in the step's batch."""
