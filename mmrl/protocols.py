@@ -40,9 +40,13 @@ class CoordinateSpace(Protocol):
     description: str
     """For error messages that a model reads, e.g. "absolute pixels of the image as shown"."""
 
-    def to_seen(self, box: Box, frame: CoordinateFrame) -> Box: ...
+    def to_seen(self, box: Box, frame: CoordinateFrame) -> Box:
+        """The family's numbers to seen pixels."""
+        ...
 
-    def from_seen(self, box: Box, frame: CoordinateFrame) -> Box: ...
+    def from_seen(self, box: Box, frame: CoordinateFrame) -> Box:
+        """Seen pixels to the family's numbers."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,8 @@ class Request:
     """(row, sibling): batches are formed in this order."""
     new: Tokens
     """What was appended since the last turn; the whole prompt at the first."""
+    media: tuple[Media, ...]
+    """The media that `new` refers to."""
     seed: int
     max_tokens: int
     """New tokens at most."""

@@ -1,0 +1,394 @@
+"""The configuration of a run: YAML, checked key by key; unknown keys are errors.
+
+Nothing here imports torch or transformers, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mmrl.errors import ConfigError
+from mmrl.resolve import suggest
+
+
+class Model(BaseModel):
+    """Base of every section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Plugin(BaseModel):
+    """Something built by import path; every key beside `use` is a field of it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    use: str
+    """'package.module:Name' or 'path/to/file.py:Name'."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Schedule(Model):
+    """A number that changes over a stage. A plain number is a constant."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    start: float
+    """Value at step 0."""
+    end: float | None = None
+    """Value from step `steps` on."""
+    steps: int = Field(default=1, ge=1)
+    """Steps from start to end."""
+
+    @model_validator(mode="after")
+    def _needs_end(self) -> Schedule:
+        if self.kind != "constant" and self.end is None:
+            raise ValueError(f"a {self.kind} schedule needs 'end'")
+        return self
+
+    def at(self, step: int) -> float:
+        """The value at a step, from 0."""
+        if self.kind == "constant" or self.end is None:
+            return self.start
+        done = min(step / self.steps, 1.0)
+        if self.kind == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.start + (self.end - self.start) * done
+
+
+def _constant(value: Any) -> Any:
+    return {"start": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Scalar = Annotated[Schedule, BeforeValidator(_constant)]
+
+
+def constant(value: float) -> Schedule:
+    return Schedule(start=value)
+
+
+class ModelSection(Model):
+    path: str
+    """Folder of the checkpoint, or its hub id. {seed} stands for the run's seed."""
+    family: str | None = None
+    """Model family; None reads it from the checkpoint."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class DataSection(Model):
+    image: Plugin = Plugin(use="mmrl.processors.image:Image")
+    """How images are loaded."""
+    max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of unusable rows at which the run stops."""
+    cached_images: int = Field(default=256, ge=0)
+    """Decoded images that are kept in memory."""
+
+
+class EpisodeSection(Model):
+    tools: list[Plugin] = []
+    """What the model may call."""
+    system: str = ""
+    """System prompt, before the list of tools."""
+    max_turns: int = Field(default=4, ge=1)
+    """Model turns."""
+    max_calls: int = Field(default=4, ge=0)
+    """Tool calls in an episode, malformed ones included."""
+    max_calls_per_turn: int = Field(default=1, ge=1)
+    max_images: int = Field(default=8, ge=1)
+    """Images in an episode, the prompt's included."""
+    max_context: int = Field(default=4096, ge=1)
+    """Tokens in an episode."""
+    max_turn_tokens: int = Field(default=512, ge=1)
+    """Tokens in a model turn."""
+    error_chars: int = Field(default=200, ge=16)
+    """Characters of an error text that the model is shown."""
+    final_prefix: str = ""
+    """Text put at the start of the last turn that the limits allow, e.g. "<answer>"; not trained on."""
+
+
+class RolloutSection(Model):
+    engine: Literal["hf"] = "hf"
+    batch_size: int = Field(default=256, ge=1)
+    """Episodes decoded together."""
+
+
+class RewardSection(Plugin):
+    name: str = ""
+    """Name in metrics and reports; by default the last part of `use`."""
+    weight: Scalar = constant(1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("name") and isinstance(values.get("use"), str):
+            return {**values, "name": values["use"].rpartition(":")[2].lower()}
+        return values
+
+
+class OptimizerSection(Model):
+    lr: Scalar
+    """Learning rate of AdamW."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class ValidationSection(Model):
+    rows: str
+    """JSON-lines file of rows."""
+    every: int = Field(ge=1)
+    """Steps between validations."""
+    limit: int | None = Field(default=None, ge=1)
+    """Rows used, from the start of the file."""
+
+
+class StageSection(Model):
+    name: str = ""
+    """Name in metrics and checkpoints; by default the type."""
+    rows: str
+    """JSON-lines file of rows."""
+    steps: int = Field(ge=0)
+    """Optimiser steps."""
+    optimizer: OptimizerSection
+    train: list[str] = ["*"]
+    """Parameters that are trained: patterns over their names."""
+    freeze: list[str] = []
+    """Parameters that are not, even where `train` names them."""
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Padded tokens in one forward."""
+    validation: ValidationSection | None = None
+
+
+class SftStage(StageSection):
+    type: Literal["sft"]
+    examples_per_step: int = Field(ge=1)
+
+
+class GrpoStage(StageSection):
+    type: Literal["grpo"]
+    prompts_per_step: int = Field(ge=1)
+    group_size: int = Field(ge=1)
+    """Rollouts of each prompt."""
+    temperature: Scalar = constant(1.0)
+    """Sampling temperature of the rollouts."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimiser updates that each batch of rollouts is split into, by whole groups."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over each batch of rollouts."""
+    centre: Literal["mean", "loo", "none"] = "mean"
+    """What a group's rewards are compared with."""
+    scale: Literal["none", "std_group", "std_batch", "mean_group"] = "std_group"
+    """What advantages are divided by."""
+    clip_low: float = Field(default=0.2, ge=0)
+    clip_high: float = Field(default=0.2, ge=0)
+    dual_clip: float | None = Field(default=None, gt=1)
+    ratio: Literal["token", "sequence"] = "token"
+    aggregate: Literal["token_mean", "seq_mean", "const", "seq_sum", "token_sum", "question_mean"] = "token_mean"
+    """How token losses add up to the step's loss."""
+    aggregate_length: int | None = Field(default=None, ge=1)
+    """Length that 'const' divides by, tokens."""
+    kl_beta: Scalar = constant(0.0)
+    """Weight of the KL penalty to the policy that the stage started from."""
+    kl: Literal["k2", "k3"] = "k3"
+    entropy_coef: Scalar = constant(0.0)
+    """Weight of the entropy bonus."""
+    shuffle_advantages: bool = False
+    """Control experiment: deal the batch's advantages to its trajectories at random."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GrpoStage:
+        if self.aggregate == "const" and self.aggregate_length is None:
+            raise ValueError("aggregate 'const' needs aggregate_length, e.g. the longest response in tokens")
+        if self.group_size < 2:
+            raise ValueError("group_size must be at least 2: a rollout is compared with its siblings")
+        if self.prompts_per_step % self.minibatches:
+            raise ValueError("prompts_per_step must be a multiple of minibatches: groups are not split")
+        return self
+
+
+Stage = Annotated[SftStage | GrpoStage, Field(discriminator="type")]
+
+
+class EvaluateSection(Model):
+    rows: str
+    """JSON-lines file of held-out rows."""
+    limit: int | None = Field(default=None, ge=1)
+    """Rows used, from the start of the file."""
+    before_stage: str | None = None
+    """Name of a stage: the model is also evaluated before it, for the summary's comparison."""
+    without_tools: bool = False
+    """Also evaluate the final model without tools."""
+
+
+class CheckpointSection(Model):
+    every: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0 writes one at the end of each stage only."""
+    keep: int = Field(default=2, ge=1)
+    """Most recent checkpoints that are kept, beside the best."""
+    best: str = "accuracy"
+    """Validation metric by which the best checkpoint is chosen (higher is better)."""
+
+
+class ReportSection(Model):
+    trajectories: int = Field(default=40, ge=0)
+    """Trajectories shown in report.html."""
+    log_groups: int = Field(default=1, ge=0)
+    """Groups of each step that are written to rollouts/stream.jsonl."""
+
+
+class RunConfig(Model):
+    name: str
+    """The run directory is runs_dir/name."""
+    runs_dir: str = "runs"
+    seed: int = Field(default=0, ge=0)
+    deterministic: bool = True
+    """Batches do not depend on timing: a run repeats to the bit on CPU, resumed or not."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of torch; None leaves torch's choice."""
+    setup: list[Plugin] = []
+    """Steps that make files before the run: objects with prepare(seed)."""
+    model: ModelSection
+    data: DataSection = DataSection()
+    episode: EpisodeSection = EpisodeSection()
+    rollout: RolloutSection = RolloutSection()
+    rewards: list[RewardSection] = []
+    stages: list[Stage] = []
+    evaluate: EvaluateSection | None = None
+    checkpoint: CheckpointSection = CheckpointSection()
+    report: ReportSection = ReportSection()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError("use letters, digits, '.', '_' and '-' only: it names a folder")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        for title, names in (
+            ("rewards", [reward.name for reward in self.rewards]),
+            ("stages", [stage_name(stage) for stage in self.stages]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two {title} are named {twice[0]!r}: give one another 'name'")
+        if any(stage.type == "grpo" for stage in self.stages) and not self.rewards:
+            raise ValueError("a grpo stage needs at least one entry in 'rewards'")
+        before = self.evaluate.before_stage if self.evaluate else None
+        if before is not None and before not in [stage_name(stage) for stage in self.stages]:
+            raise ValueError(f"evaluate.before_stage names no stage: {before!r}")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+    @property
+    def model_path(self) -> str:
+        return self.model.path.replace("{seed}", str(self.seed))
+
+
+def stage_name(stage: SftStage | GrpoStage) -> str:
+    return stage.name or stage.type
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: plain YAML 1.1 reads 1e-4 as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?(?:[eE][-+]?\d+)$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """The checked configuration; ConfigError lists every problem, one line each.
+
+    Args:
+        overrides: "dotted.key=value", applied in order; list items by number ("stages.1.steps=10").
+    """
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of keys")
+    for override in overrides or []:
+        _override(raw, override)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_describe(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that load_config reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r}: write key=value")
+    at: Any = raw
+    parts = key.split(".")
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        place: Any = part
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise ConfigError(f"override {key}: {'.'.join(parts[:number])} has items 0 to {len(at) - 1}")
+            place = int(part)
+        elif not isinstance(at, dict):
+            raise ConfigError(f"override {key}: {'.'.join(parts[:number])} is a plain value")
+        if last:
+            at[place] = yaml.load(text, Loader=_Loader)  # noqa: S506
+        else:
+            at = at[place] if isinstance(at, list) else at.setdefault(place, {})
+
+
+def _describe(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"] if part not in ("sft", "grpo"))
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown key{suggest(str(problem['loc'][-1]), _siblings(problem['loc']))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _siblings(location: tuple[Any, ...]) -> list[str]:
+    """Names of the keys that are known where an unknown one stands."""
+    model: Any = RunConfig
+    for part in location[:-1]:
+        if part in ("sft", "grpo"):
+            model = SftStage if part == "sft" else GrpoStage
+        elif not isinstance(part, int) and part in getattr(model, "model_fields", {}):
+            model = _section(model.model_fields[part].annotation)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _section(annotation: Any) -> Any:
+    """The section class inside an annotation such as `list[Stage]` or `Section | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section(argument)
+        if found is not None:
+            return found
+    return None

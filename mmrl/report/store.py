@@ -1,0 +1,170 @@
+"""A run's directory: config.yaml manifest.json metrics.jsonl rollouts/stream.jsonl media/ checkpoints/ report.html.
+
+Files are the truth: every view is made from them. Lines are appended; a torn last line is ignored by readers and cut
+off when a run goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from mmrl.errors import MmrlError
+from mmrl.types import Group, Media, Segment, Trajectory, Turn
+
+Phase = Literal["train", "validation", "test", "rollout"]
+MAX_SIDE = 512
+"""Media are stored no larger than this, pixels."""
+
+
+class RunStore:
+    """Writes one run directory; a second writer is refused."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for folder in ("rollouts", "media", "checkpoints"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        self._lock = (path / "run.lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MmrlError(f"{path}: another process writes this run; wait for it or choose another name") from None
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def log_metrics(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        line = {"stage": stage, "step": step, "time": time.time(), **metrics}
+        append_line(self.path / "metrics.jsonl", line)
+
+    def log_group(
+        self, stage: str, step: int, phase: Phase, group: Group, decode: Callable[[Sequence[int]], str]
+    ) -> None:
+        """One line per trajectory; its media once each, by content."""
+        for trajectory in group.trajectories:
+            for medium in trajectory.media.values():
+                self._save_medium(medium)
+            line = {"stage": stage, "step": step, "phase": phase, **describe(group, trajectory, decode)}
+            append_line(self.path / "rollouts" / "stream.jsonl", line)
+
+    def rewind(self, position: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the lines for which `position` is False: those written after the checkpoint that a run goes on from."""
+        for name in ("metrics.jsonl", "rollouts/stream.jsonl"):
+            path = self.path / name
+            if path.exists():
+                kept = [line for line in read_lines(path) if position(line)]
+                write_atomic(path, "".join(encode(line) for line in kept))
+
+    def _save_medium(self, medium: Media) -> None:
+        path = self.path / "media" / f"{medium.key}.png"
+        if not path.exists():
+            image = Image.fromarray(medium.pixels)
+            image.thumbnail((MAX_SIDE, MAX_SIDE))
+            part = path.with_suffix(f".{os.getpid()}.part")
+            image.save(part, format="PNG")
+            part.replace(path)
+
+
+def describe(group: Group, trajectory: Trajectory, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
+    """A trajectory as plain JSON values."""
+    sample = group.sample
+    return {
+        "sample": trajectory.sample_id,
+        "index": trajectory.index,
+        "stop": trajectory.stop.value,
+        "question": "\n".join(message.text for message in sample.messages if message.role == "user"),
+        "gold": {"answer": sample.gold.answer, "boxes": sample.gold.boxes},
+        "answer": trajectory.answer,
+        "reward": asdict(trajectory.reward),
+        "scores": {name: asdict(score) for name, score in trajectory.scores.items()},
+        "segments": [_segment(segment, decode) for segment in trajectory.segments],
+        "turns": [_turn(turn) for turn in trajectory.turns],
+        "media": {key: _medium(medium) for key, medium in trajectory.media.items()},
+    }
+
+
+def _segment(segment: Segment, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
+    media = {position for span in segment.spans for position in range(span.start, span.start + span.length)}
+    text = decode([token for position, token in enumerate(segment.ids) if position not in media])
+    logprob = sum(segment.logprobs) / len(segment.logprobs) if segment.logprobs else None
+    return {
+        "source": segment.source.value,
+        "text": text,
+        "num_tokens": len(segment.ids),
+        "mean_logprob": logprob,
+        "media": [span.key for span in segment.spans],
+    }
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in turn.calls]
+    return {
+        "segment": turn.segment,
+        "text": turn.text,
+        "calls": calls,
+        "answer": turn.answer,
+        "error": turn.error,
+        "box": turn.box,
+        "box_on": turn.box_on,
+        "results": list(turn.results),
+    }
+
+
+def _medium(medium: Media) -> dict[str, Any]:
+    return {
+        "seen": medium.frame.seen,
+        "original": medium.frame.original,
+        "offset": medium.frame.offset,
+        "scale": medium.frame.scale,
+        "parent": medium.parent,
+        "label": medium.label,
+        "file": f"media/{medium.key}.png",
+    }
+
+
+def encode(line: Mapping[str, Any]) -> str:
+    """One JSON line; what is not a JSON number becomes null."""
+    return json.dumps(_finite(line)) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(encode(line))
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSON-lines file, without a torn last one."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            try:
+                yield json.loads(text)
+            except ValueError:
+                return
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """The file holds either its old content or all of `text`, whatever happens."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8", errors="replace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,251 @@
+"""One episode: model turns and tool results in turn, until an answer or a limit.
+
+The semantics are numbered and locked by tests/unit/test_episode.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mmrl.protocols import Completion, ModelFamily, Request, RolloutEngine, ToolError, ToolState
+from mmrl.rollout.parse import Action, parse_turn
+from mmrl.rollout.seeds import derive_seed
+from mmrl.rollout.toolbox import Toolbox
+from mmrl.types import (
+    Box,
+    Media,
+    Message,
+    Part,
+    Sample,
+    Segment,
+    Source,
+    StopReason,
+    Tokens,
+    ToolCall,
+    Trajectory,
+    Turn,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an episode may use."""
+
+    max_turns: int
+    max_calls: int
+    """Tool calls in an episode, malformed ones included."""
+    max_calls_per_turn: int
+    max_images: int
+    """Images in an episode, the prompt's included."""
+    max_context: int
+    """Tokens in an episode."""
+    max_turn_tokens: int
+    """Tokens in a model turn."""
+    final_prefix: tuple[int, ...] = ()
+    """Ids that are put at the start of the last turn that the limits allow; not trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A sample made ready for its group: encoded once, shared by all siblings."""
+
+    sample: Sample
+    media: tuple[Media, ...]
+    tokens: Tokens
+    row: int
+    """Place in the batch: engines form batches in this order."""
+    use_tools: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    temperature: float
+    """0 is greedy."""
+    seed: int
+    """Names the random streams of this batch, together with row, sibling and turn."""
+
+
+class Episode:
+    """Plays one sibling of a prompt; single use."""
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        sibling: int,
+        *,
+        engine: RolloutEngine,
+        family: ModelFamily,
+        toolbox: Toolbox,
+        limits: Limits,
+        sampling: Sampling,
+    ) -> None:
+        self.prompt, self.sibling = prompt, sibling
+        self.engine, self.family, self.toolbox = engine, family, toolbox
+        self.limits, self.sampling = limits, sampling
+        self.name = f"{prompt.row}/{sibling}"
+        self.media: list[Media] = list(prompt.media)
+        self.segments = [Segment(source=Source.PROMPT, ids=prompt.tokens.ids, spans=prompt.tokens.spans)]
+        self.turns: list[Turn] = []
+        self.unsent = prompt.tokens
+        self.unsent_media = prompt.media
+        self.num_tokens = len(prompt.tokens.ids)
+        self.num_calls = 0
+
+    async def run(self) -> Trajectory:
+        """Play until the episode stops. An engine failure ends it with ENGINE_ERROR."""
+        stop = None
+        try:
+            while stop is None:
+                stop = await self._turn()
+        except Exception as error:  # the one place where an engine or a tool may fail: it costs this episode
+            stop = StopReason.ENGINE_ERROR
+            self._note_error(error)
+        finally:
+            self.engine.release(self.name)
+        return Trajectory(
+            sample_id=self.prompt.sample.id,
+            index=self.sibling,
+            segments=tuple(self.segments),
+            turns=tuple(self.turns),
+            stop=stop,
+            media={medium.key: medium for medium in self.media},
+        )
+
+    async def _turn(self) -> StopReason | None:
+        """One model turn and, where the episode goes on, its observation."""
+        last = len(self.turns) + 1 == self.limits.max_turns
+        if last and self.limits.final_prefix and self.turns:
+            self._append(Source.INJECTED, Tokens(ids=self.limits.final_prefix))
+        room = self.limits.max_context - self.num_tokens
+        if room <= 0:
+            return StopReason.CONTEXT_FULL
+        completion = await self._generate(min(self.limits.max_turn_tokens, room))
+        action = self._read(completion)
+        if not completion.stopped:
+            return StopReason.CONTEXT_FULL if room <= self.limits.max_turn_tokens else StopReason.MAX_TOKENS
+        if not action.calls and action.error is None:
+            return StopReason.ANSWERED if action.answer is not None else StopReason.PARSE_FAILED
+        self.num_calls += max(1, len(action.calls))
+        if last:
+            return StopReason.MAX_TURNS
+        if self.num_calls > self.limits.max_calls:
+            return StopReason.TOOL_BUDGET
+        return await self._observe(action)
+
+    async def _generate(self, max_tokens: int) -> Completion:
+        request = Request(
+            episode=self.name,
+            group=str(self.prompt.row),
+            order=(self.prompt.row, self.sibling),
+            new=self.unsent,
+            media=self.unsent_media,
+            seed=derive_seed(self.sampling.seed, self.prompt.row, self.sibling, len(self.turns)),
+            max_tokens=max_tokens,
+            temperature=self.sampling.temperature,
+        )
+        completion = await self.engine.generate(request)
+        self.unsent, self.unsent_media = Tokens(ids=()), ()
+        segment = Segment(
+            source=Source.MODEL, ids=completion.ids, logprobs=completion.logprobs, version=completion.version
+        )
+        self.segments.append(segment)
+        self.num_tokens += len(completion.ids)
+        return completion
+
+    def _read(self, completion: Completion) -> Action:
+        ids = completion.ids
+        before = self.segments[-2]
+        # An injected prefix opens the turn: the answer may start in it.
+        if before.source is Source.INJECTED:
+            ids = before.ids + ids
+        text = self.family.decode(ids)
+        action = parse_turn(text, self.family.codec)
+        if len(action.calls) > self.limits.max_calls_per_turn:
+            action = Action(error=f"at most {self.limits.max_calls_per_turn} call(s) in one turn")
+        self.turns.append(
+            Turn(
+                segment=len(self.segments) - 1,
+                text=text,
+                calls=action.calls,
+                answer=action.answer,
+                error=None if action.error is None else self.toolbox.bounded(action.error),
+            )
+        )
+        return action
+
+    async def _observe(self, action: Action) -> StopReason | None:
+        """Run the turn's calls and append what they gave; nothing is appended where it does not fit."""
+        result = await self._results(action)
+        if len(self.media) + len(result.media) > self.limits.max_images:
+            return StopReason.IMAGE_BUDGET
+        message = Message(role="tool", parts=result.parts)
+        tokens = self.family.extend(message, result.media, closed=True)
+        if self.num_tokens + len(tokens.ids) >= self.limits.max_context:
+            return StopReason.CONTEXT_FULL
+        self.media += result.media
+        self.unsent_media = result.media
+        self.turns[-1] = result.turn(self.turns[-1])
+        self._append(Source.OBSERVATION, tokens)
+        return None
+
+    async def _results(self, action: Action) -> _Results:
+        result = _Results()
+        if action.error is not None:
+            result.parts += (Part(text=self.toolbox.bounded(action.error)),)
+        for call in action.calls:
+            await self._call(call, result)
+        return result
+
+    async def _call(self, call: ToolCall, result: _Results) -> None:
+        state = ToolState(media=(*self.media, *result.media), space=self.family.space)
+        try:
+            observation = await self.toolbox.run(call, state)
+        except ToolError as error:
+            result.error = str(error)
+            result.parts += (Part(text=result.error),)
+            return
+        result.box, result.box_on = observation.box, observation.box_on
+        result.parts += tuple(
+            Part(media=len(result.media) + number) for number in range(len(observation.media))
+        )
+        result.parts += (Part(text=observation.text),) if observation.text else ()
+        result.media += observation.media
+
+    def _append(self, source: Source, tokens: Tokens) -> None:
+        self.segments.append(Segment(source=source, ids=tokens.ids, spans=tokens.spans))
+        self.unsent = join(self.unsent, tokens)
+        self.num_tokens += len(tokens.ids)
+
+    def _note_error(self, error: Exception) -> None:
+        text = self.toolbox.bounded(f"{type(error).__name__}: {error}")
+        self.turns.append(Turn(segment=len(self.segments) - 1, text="", error=text))
+
+
+@dataclass(slots=True)
+class _Results:
+    """What the calls of one turn gave."""
+
+    parts: tuple[Part, ...] = ()
+    media: tuple[Media, ...] = ()
+    box: Box | None = None
+    box_on: str | None = None
+    error: str | None = None
+
+    def turn(self, turn: Turn) -> Turn:
+        return Turn(
+            segment=turn.segment,
+            text=turn.text,
+            calls=turn.calls,
+            error=turn.error or self.error,
+            box=self.box,
+            box_on=self.box_on,
+            results=tuple(medium.key for medium in self.media),
+        )
+
+
+def join(first: Tokens, second: Tokens) -> Tokens:
+    """The two, one after the other."""
+    moved = tuple(replace(span, start=span.start + len(first.ids)) for span in second.spans)
+    return Tokens(ids=first.ids + second.ids, spans=first.spans + moved)
+

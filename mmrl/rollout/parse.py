@@ -1,0 +1,39 @@
+"""What a model turn says: calls, an answer, or something malformed. Linear scans only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmrl.protocols import ToolCodec
+from mmrl.types import ToolCall
+
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """A parsed turn; at most one of `calls`, `answer` and `error` is set."""
+
+    calls: tuple[ToolCall, ...] = ()
+    answer: str | None = None
+    error: str | None = None
+
+
+def parse_turn(text: str, codec: ToolCodec) -> Action:
+    """Read a turn. A turn that both calls and answers is malformed: the answer could not have used the result."""
+    calls, error = codec.parse(text)
+    if error is not None:
+        return Action(error=error)
+    answer = find_answer(text)
+    if calls and answer is not None:
+        return Action(error="a turn may call a tool or give the answer, not both")
+    return Action(calls=calls, answer=answer)
+
+
+def find_answer(text: str) -> str | None:
+    """The text of the last complete <answer>...</answer>, stripped; None where there is none."""
+    end = text.rfind(ANSWER_CLOSE)
+    start = text.rfind(ANSWER_OPEN, 0, max(end, 0))
+    if end < 0 or start < 0:
+        return None
+    return text[start + len(ANSWER_OPEN) : end].strip()

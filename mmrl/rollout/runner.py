@@ -1,0 +1,83 @@
+"""Plays the episodes of a batch: G siblings of every prompt, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mmrl.data.dataset import Loaded
+from mmrl.protocols import ModelFamily, RewardContext, Tool
+from mmrl.rollout.engine_hf import HFEngine
+from mmrl.rollout.episode import Episode, Limits, Prompt, Sampling
+from mmrl.rollout.toolbox import Toolbox
+from mmrl.scoring import WeightedReward, score_group
+from mmrl.types import Group, Message, Part, Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runner:
+    """Everything that stays the same from batch to batch."""
+
+    engine: HFEngine
+    family: ModelFamily
+    tools: tuple[Tool, ...]
+    limits: Limits
+    system: str
+    error_chars: int
+
+    def prompt(self, loaded: Loaded, row: int, *, use_tools: bool = True) -> Prompt:
+        """Encode a sample for its group."""
+        sample = loaded.sample
+        tools = self.tools if use_tools and sample.use_tools else ()
+        messages = list(sample.messages)
+        if self.system and all(message.role != "system" for message in messages):
+            messages.insert(0, Message(role="system", parts=(Part(text=self.system),)))
+        tokens = self.family.encode_prompt(messages, loaded.media, tools)
+        return Prompt(sample=sample, media=loaded.media, tokens=tokens, row=row, use_tools=bool(tools))
+
+    async def play(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: Sampling,
+        rewards: Sequence[WeightedReward],
+        context: RewardContext,
+        on_group: Callable[[Group], None] = lambda group: None,
+    ) -> list[Group]:
+        """One scored group per prompt, in order. `on_group` is told as each is ready."""
+        episodes = [[self._episode(prompt, sibling, sampling) for sibling in range(group_size)] for prompt in prompts]
+        for siblings in episodes:
+            for episode in siblings:
+                self.engine.open(episode.name)
+        tasks = [
+            self._group(prompt, siblings, rewards, context, on_group)
+            for prompt, siblings in zip(prompts, episodes, strict=True)
+        ]
+        return list(await asyncio.gather(*tasks))
+
+    def _episode(self, prompt: Prompt, sibling: int, sampling: Sampling) -> Episode:
+        toolbox = Toolbox(self.tools if prompt.use_tools else (), error_chars=self.error_chars)
+        return Episode(
+            prompt,
+            sibling,
+            engine=self.engine,
+            family=self.family,
+            toolbox=toolbox,
+            limits=self.limits,
+            sampling=sampling,
+        )
+
+    async def _group(
+        self,
+        prompt: Prompt,
+        episodes: Sequence[Episode],
+        rewards: Sequence[WeightedReward],
+        context: RewardContext,
+        on_group: Callable[[Group], None],
+    ) -> Group:
+        trajectories: list[Trajectory] = list(await asyncio.gather(*(episode.run() for episode in episodes)))
+        group = Group(sample=prompt.sample, trajectories=tuple(trajectories))
+        scored = await score_group(group, rewards, context)
+        on_group(scored)
+        return scored

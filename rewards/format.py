@@ -1,0 +1,67 @@
+"""Does a trajectory keep to the form: calls in every turn but the last, exactly one answer in the last?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mmrl.protocols import RewardContext
+from mmrl.scoring import score_each
+from mmrl.types import Group, Sample, Score, Trajectory
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """1 where the form is kept, else 0 with the reason."""
+
+    think: Literal["required", "optional", "forbidden"] = "optional"
+    """Whether a turn opens with <think>...</think>."""
+
+    async def score(self, group: Group, context: RewardContext) -> list[Score]:
+        return score_each(group, self._score)
+
+    def _score(self, trajectory: Trajectory, sample: Sample) -> Score:
+        fault = self._fault(trajectory)
+        return Score.of(fault is None, fault or "")
+
+    def _fault(self, trajectory: Trajectory) -> str | None:
+        if not trajectory.turns:
+            return "no turn"
+        for number, turn in enumerate(trajectory.turns):
+            fault = self._think_fault(turn.text)
+            if fault is None and number < len(trajectory.turns) - 1 and (turn.error or not turn.calls):
+                fault = turn.error or "no call"
+            if fault is not None:
+                return f"turn {number}: {fault}"
+        return self._answer_fault(trajectory)
+
+    def _answer_fault(self, trajectory: Trajectory) -> str | None:
+        last = trajectory.turns[-1]
+        if last.calls or last.error:
+            return "the last turn does not answer"
+        body = after_think(last.text)
+        if body.count(ANSWER_OPEN) != 1 or body.count(ANSWER_CLOSE) != 1:
+            return f"the last turn needs exactly one {ANSWER_OPEN}...{ANSWER_CLOSE}"
+        if body.find(ANSWER_OPEN) > body.find(ANSWER_CLOSE) or not body.rstrip().endswith(ANSWER_CLOSE):
+            return f"nothing may follow {ANSWER_CLOSE}"
+        return None
+
+    def _think_fault(self, text: str) -> str | None:
+        opens = text.lstrip().startswith(THINK_OPEN)
+        if self.think == "forbidden" and THINK_OPEN in text:
+            return f"{THINK_OPEN} is not allowed"
+        if self.think == "required" and not opens:
+            return f"must open with {THINK_OPEN}"
+        if text.count(THINK_OPEN) != text.count(THINK_CLOSE) or text.count(THINK_OPEN) > 1:
+            return f"{THINK_OPEN} must be closed, and stand at most once"
+        if THINK_OPEN in text and not opens:
+            return f"{THINK_OPEN} must open the turn"
+        return None
+
+
+def after_think(text: str) -> str:
+    """What follows the thought."""
+    return text[text.find(THINK_CLOSE) + len(THINK_CLOSE) :] if THINK_CLOSE in text else text

@@ -1,0 +1,58 @@
+"""Did the model look at the right place? Overlap of the box that it asked for with the gold box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torchvision import ops
+
+from mmrl.boxes import valid_box
+from mmrl.protocols import RewardContext
+from mmrl.scoring import score_each
+from mmrl.types import Box, Group, Sample, Score, Trajectory, Turn
+
+OVERLAPS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "iou": ops.box_iou,
+    "giou": ops.generalized_box_iou,
+    "diou": ops.distance_box_iou,
+    "ciou": ops.complete_box_iou,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxIoU:
+    """Overlap of a requested box with the gold box it fits best, both in original pixels.
+
+    Range: iou 0..1; giou -1..1; diou and ciou below 1, without a lower bound of practical use. A trajectory that asks
+    for no box scores 0.
+    """
+
+    kind: Literal["iou", "giou", "diou", "ciou"] = "iou"
+    which: Literal["first", "last", "best"] = "last"
+    """Which of a trajectory's requests counts."""
+
+    async def score(self, group: Group, context: RewardContext) -> list[Score]:
+        return score_each(group, self._score)
+
+    def _score(self, trajectory: Trajectory, sample: Sample) -> Score:
+        if not sample.gold.boxes:
+            return Score.not_applicable("the row has no gold box")
+        asked = [turn for turn in trajectory.turns if turn.box is not None]
+        if not asked:
+            return Score.of(0.0, "no box was asked for")
+        scores = [self._overlap(turn, trajectory, sample.gold.boxes) for turn in asked]
+        if self.which == "best":
+            return max(scores, key=lambda score: score.value)
+        return scores[0 if self.which == "first" else -1]
+
+    def _overlap(self, turn: Turn, trajectory: Trajectory, gold: tuple[Box, ...]) -> Score:
+        assert turn.box is not None
+        assert turn.box_on is not None
+        box, reason = valid_box(turn.box, trajectory.media[turn.box_on].frame.original)
+        if box is None:
+            return Score.of(0.0, reason)
+        values = OVERLAPS[self.kind](torch.tensor([box]).double(), torch.tensor(gold).double())
+        return Score.of(float(values.max()))
