@@ -236,7 +236,7 @@ class CheckpointSection(Model):
     """Steps between checkpoints; 0 writes one at the end of each stage only."""
     keep: int = Field(default=2, ge=1)
     """Most recent checkpoints that are kept, beside the best."""
-    best: str = "accuracy"
+    best: str = "score/accuracy"
     """Validation metric by which the best checkpoint is chosen (higher is better)."""
 
 

@@ -75,10 +75,10 @@ class Media:
 
     kind: MediaKind
     key: str
-    pixels: np.ndarray
+    pixels: np.ndarray = field(repr=False)
     """What the model sees, H x W x 3 uint8."""
     frame: CoordinateFrame
-    original: np.ndarray
+    original: np.ndarray = field(repr=False)
     """The original's own pixels, H x W x 3 uint8; crops are taken from here."""
     parent: str | None = None
     """Key of the medium that a tool cut this one from."""
@@ -289,5 +289,3 @@ class Row:
     """Index into T of the state that predicts each target."""
     target_N: np.ndarray
     """Token id of each target."""
-    trajectory: int
-    """Index of the trajectory in the step's batch."""

@@ -23,7 +23,7 @@ SEEN = 112
 """Side of the canvas as the model first sees it, pixels."""
 NUM_TRAIN_DIGITS = 1300
 """The first handwritten digits are for training; the other 497 are shown by validation and test rows only."""
-RED = (220, 0, 0)
+RED, DARK = (220, 0, 0), 30
 OTHERS = ((40, 60, 160), (40, 120, 60), (70, 70, 70), (20, 110, 120))
 SYSTEM = "Look closer before you answer."
 QUESTION = "Which digit is in the red frame?"
@@ -35,8 +35,8 @@ class ZoomDigits:
 
     dir: str
     """Folder that everything is written to."""
-    train: int = 4000
-    demonstrations: int = 4000
+    train: int = 3000
+    demonstrations: int = 1600
     validation: int = 200
     test: int = 1000
     """Rows of each file."""
@@ -142,7 +142,7 @@ class Canvas:
 
 def draw_canvas(ink: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Canvas:
     """One canvas with 16 frames, the red one in a random cell."""
-    pixels = _background(rng)
+    pixels = paper()
     target = int(rng.integers(GRID * GRID))
     box, answer = (0, 0, 0, 0), 0
     for cell in range(GRID * GRID):
@@ -151,18 +151,16 @@ def draw_canvas(ink: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -
         place = _draw_frame(pixels, cell, ink[digit], colour)
         if cell == target:
             box, answer = place, int(labels[digit])
-    return Canvas(pixels=pixels.clip(0, 255).astype(np.uint8), answer=answer, box=box)
+    return Canvas(pixels=pixels, answer=answer, box=box)
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """(CANVAS, CANVAS, 3) paper lit from one side and tinted towards the bottom, with some grain."""
-    shade = np.linspace(40, 215, CANVAS, dtype=np.float32)
-    pixels = np.empty((CANVAS, CANVAS, 3), dtype=np.float32)
-    pixels[..., 0] = 100
+def paper() -> np.ndarray:
+    """(CANVAS, CANVAS, 3) uint8: paper lit from one side and tinted towards the bottom, so that every place differs."""
+    shade = np.linspace(40, 215, CANVAS).astype(np.uint8)
+    pixels = np.full((CANVAS, CANVAS, 3), 100, dtype=np.uint8)
     pixels[..., 1] = shade[None, :]
     pixels[..., 2] = shade[:, None]
-    grain = rng.normal(0, 4, (CANVAS // 8, CANVAS // 8, 1)).astype(np.float32)
-    return pixels + grain.repeat(8, 0).repeat(8, 1)
+    return pixels
 
 
 def _draw_frame(
@@ -172,8 +170,8 @@ def _draw_frame(
     left = cell % GRID * CELL + (CELL - FRAME) // 2
     top = cell // GRID * CELL + (CELL - FRAME) // 2
     pixels[top : top + FRAME, left : left + FRAME] = colour
-    pixels[top + BORDER : top + FRAME - BORDER, left + BORDER : left + FRAME - BORDER] = 30
+    pixels[top + BORDER : top + FRAME - BORDER, left + BORDER : left + FRAME - BORDER] = DARK
     x, y = left + (FRAME - DIGIT) // 2, top + (FRAME - DIGIT) // 2
-    pixels[y : y + DIGIT, x : x + DIGIT] += ink[..., None] * (255 - 30)
+    pixels[y : y + DIGIT, x : x + DIGIT] = (DARK + ink * (255 - DARK))[..., None]
     margin = (PLATE - DIGIT) // 2
     return (x - margin, y - margin, x + DIGIT + margin, y + DIGIT + margin)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,8 @@ class HFEngine:
         self.model, self.family, self.features = model, family, features
         self.batch_size, self.deterministic = batch_size, deterministic
         self.version = 0
+        # Off the event loop, tools run while tokens are decoded; one thread, since each has its own OpenMP pool.
+        self._thread = None if deterministic else ThreadPoolExecutor(1)
         self._episodes: dict[str, _Episode] = {}
         self._waiting: dict[str, tuple[Request, asyncio.Future[Completion]]] = {}
         self._wave: asyncio.Task[None] | None = None
@@ -99,17 +102,21 @@ class HFEngine:
     async def _run_wave(self) -> None:
         wave = sorted(self._waiting.values(), key=lambda item: item[0].order)
         self._waiting.clear()
-        for fresh in (True, False):
-            batch = [item for item in wave if (self._episodes[item[0].episode].kv is None) is fresh]
-            for at in range(0, len(batch), self.batch_size):
-                await self._answer(batch[at : at + self.batch_size])
+        fresh = [item for item in wave if self._episodes[item[0].episode].kv is None]
+        going_on = [item for item in wave if self._episodes[item[0].episode].kv is not None]
+        for part in (fresh, going_on):
+            for at in range(0, len(part), self.batch_size):
+                await self._answer(part[at : at + self.batch_size])
         self._wave = None
         self._start_wave()
 
     async def _answer(self, batch: Sequence[tuple[Request, asyncio.Future[Completion]]]) -> None:
         requests = [request for request, _ in batch]
         try:
-            completions = await asyncio.to_thread(self.decode, requests)
+            if self._thread is None:
+                completions = self.decode(requests)
+            else:
+                completions = await asyncio.get_running_loop().run_in_executor(self._thread, self.decode, requests)
         except Exception as error:  # a failed batch costs its episodes, not the run
             for _, future in batch:
                 future.set_exception(error)

@@ -10,7 +10,7 @@ from mmrl.protocols import ModelFamily
 from mmrl.types import MediaSpan, Row, Source, Tokens, Trajectory
 
 
-def build_row(trajectory: Trajectory, family: ModelFamily, index: int) -> Row:
+def build_row(trajectory: Trajectory, family: ModelFamily) -> Row:
     """One row: the whole trajectory, with a target for every id that the model wrote."""
     ids: list[int] = []
     spans: list[MediaSpan] = []
@@ -32,7 +32,6 @@ def build_row(trajectory: Trajectory, family: ModelFamily, index: int) -> Row:
         spans=tuple(spans),
         source_N=target_N - 1,
         target_N=ids_T[target_N],
-        trajectory=index,
     )
 
 

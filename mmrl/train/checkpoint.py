@@ -1,0 +1,138 @@
+"""Checkpoints: one folder each, written beside its name, moved into place when complete.
+
+    checkpoints/grpo-000120/
+      model/                  a folder that transformers loads
+      optimizer.safetensors   the optimiser's tensors by parameter name, and torch's random state
+      state.json              where the run stands
+      manifest.json           size and hash of every file; written last: without it a folder is no checkpoint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmrl.errors import MmrlError
+from mmrl.models.load import Checkpoint
+from mmrl.report.store import write_atomic
+
+RANDOM_STATE = "random_state"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Where a run stands; with the model and the optimiser, all that is needed to go on exactly."""
+
+    stage: int
+    """Number of the stage."""
+    stage_name: str
+    step: int
+    """Optimiser steps done in the stage."""
+    position: int
+    """Rows drawn by the stage's sampler."""
+    train_seconds: float
+    """Time spent in steps since the run began."""
+    metric: float | None = None
+    """The latest validation's value of the metric that chooses the best checkpoint."""
+
+
+def save(
+    folder: Path,
+    checkpoint: Checkpoint,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: State,
+) -> Path:
+    """Write a checkpoint under `folder` and return its path."""
+    path = folder / f"{state.stage:02d}-{state.stage_name}-{state.step:06d}"
+    part = folder / f"{path.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    checkpoint.save(part / "model")
+    save_file(optimizer_tensors(parameters, optimizer), part / "optimizer.safetensors")
+    (part / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    files = [file for file in sorted(part.rglob("*")) if file.is_file()]
+    manifest = {str(file.relative_to(part)): {"bytes": file.stat().st_size, "sha256": digest(file)} for file in files}
+    for file in files:
+        sync(file)
+    write_atomic(part / "manifest.json", json.dumps(manifest, indent=1))
+    shutil.rmtree(path, ignore_errors=True)
+    part.rename(path)
+    sync(folder)
+    return path
+
+
+def restore(path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Put the optimiser and torch's random state back; MmrlError for a damaged checkpoint."""
+    verify(path)
+    tensors = load_file(path / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop(RANDOM_STATE))
+    for name, parameter in parameters.items():
+        state = {key.rpartition("|")[2]: value for key, value in tensors.items() if key.rpartition("|")[0] == name}
+        if state:
+            device = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
+            optimizer.state[parameter] = device
+
+
+def optimizer_tensors(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    tensors = {RANDOM_STATE: torch.get_rng_state()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{name}|{key}"] = value.contiguous()
+    return tensors
+
+
+def read_state(path: Path) -> State:
+    return State(**json.loads((path / "state.json").read_text()))
+
+
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.endswith(".part"))
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint with the highest validation metric; the earlier of equals."""
+    scored = [(path, read_state(path).metric) for path in complete(folder)]
+    known = [(metric, path) for path, metric in scored if metric is not None]
+    return max(known, key=lambda item: item[0])[1] if known else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints and the best one."""
+    spared = {best(folder), *complete(folder)[-keep:]}
+    for path in complete(folder):
+        if path not in spared:
+            shutil.rmtree(path)
+
+
+def verify(path: Path) -> None:
+    """MmrlError names the first file that differs from the manifest."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, entry in manifest.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"] or digest(file) != entry["sha256"]:
+            raise MmrlError(f"{file}: missing or damaged; remove the checkpoint {path.name} to go on from an older one")
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have the file or folder on disk, not only in memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,253 @@
+"""The stages of a run: each turns one optimiser step's rows into an update and returns what was measured."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from mmrl.algo.advantage import group_advantages, shuffled
+from mmrl.algo.aggregate import coefficients
+from mmrl.algo.loss import GrpoLoss, SftLoss
+from mmrl.config import GrpoStage, SftStage, stage_name
+from mmrl.data.dataset import Loaded
+from mmrl.data.sampler import Sampler
+from mmrl.errors import DataError
+from mmrl.rollout.demonstrate import Demonstrator
+from mmrl.rollout.episode import Episode, Sampling
+from mmrl.rollout.toolbox import Toolbox
+from mmrl.train.engine import TorchEngine, target_starts
+from mmrl.train.metrics import group_metrics, mean
+from mmrl.train.rows import build_row, sampled_logprobs
+from mmrl.train.session import Session
+from mmrl.types import Group, Media, Row, ScoreKind, StopReason, Trajectory
+
+T = TypeVar("T")
+Metrics = dict[str, float]
+OnGroup = Callable[[Group], None]
+
+
+class Stage(Protocol):
+    sampler: Sampler
+
+    def step(self, number: int, on_group: OnGroup) -> Metrics:
+        """Optimiser step `number`, from 0."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Example:
+    """A demonstration made ready for training."""
+
+    row: Row
+    media: dict[str, Media]
+
+
+class Sft:
+    """Supervised training on demonstrations, each of which is played through the episode loop once."""
+
+    def __init__(self, session: Session, config: SftStage, engine: TorchEngine) -> None:
+        self.session, self.config, self.engine = session, config, engine
+        self.dataset = session.dataset(config.rows)
+        self.sampler = Sampler(len(self.dataset), session.seed(stage_name(config), "order"))
+        self.examples: dict[int, Example] = {}
+
+    def step(self, number: int, on_group: OnGroup) -> Metrics:
+        del number, on_group  # nothing is sampled
+        examples = draw(self.sampler, self.config.examples_per_step, self._example)
+        rows = [example.row for example in examples]
+        media = {key: medium for example in examples for key, medium in example.media.items()}
+        trajectory_N = np.repeat(np.arange(len(rows)), [len(row.target_N) for row in rows])
+        coef_N = coefficients("token_mean", trajectory_N, np.arange(len(rows)))
+        metrics = self.engine.update(rows, media, SftLoss(coef_N=torch.from_numpy(coef_N)))
+        return metrics | {"tokens": float(sum(len(row.ids_T) for row in rows))}
+
+    def _example(self, index: int) -> Example | None:
+        if index not in self.examples:
+            loaded = self.dataset.load(index)
+            trajectory = loaded and demonstrate(self.session, loaded)
+            if loaded and not trajectory:
+                self.session.bad.add(
+                    f"{loaded.sample.where}: the demonstration does not end in an answer within the episode's limits",
+                    len(self.dataset),
+                )
+            if not trajectory:
+                return None
+            self.examples[index] = Example(
+                row=build_row(trajectory, self.session.checkpoint.family),
+                # Training needs what the model sees, not the large originals.
+                media={key: replace(m, original=m.pixels) for key, m in trajectory.media.items()},
+            )
+        return self.examples[index]
+
+
+class Grpo:
+    """Group-relative policy optimisation (GRPO, arXiv 2402.03300) on multi-turn rollouts."""
+
+    def __init__(self, session: Session, config: GrpoStage, engine: TorchEngine, reference: TorchEngine | None) -> None:
+        self.session, self.config, self.engine, self.reference = session, config, engine, reference
+        self.dataset = session.dataset(config.rows)
+        self.sampler = Sampler(len(self.dataset), session.seed(stage_name(config), "order"))
+
+    def step(self, number: int, on_group: OnGroup) -> Metrics:
+        start = time.perf_counter()
+        self.engine.temperature = self.config.temperature.at(number)
+        groups = self._rollouts(number, on_group)
+        rollout_seconds = time.perf_counter() - start
+        metrics = group_metrics(groups) | self._update(groups, number)
+        return metrics | {"seconds/rollout": rollout_seconds}
+
+    def _rollouts(self, number: int, on_group: OnGroup) -> list[Group]:
+        rows = draw(self.sampler, self.config.prompts_per_step, self.dataset.load)
+        sampling = Sampling(
+            temperature=self.engine.temperature, seed=self.session.seed(stage_name(self.config), "rollout", number)
+        )
+        return self.session.play(
+            rows, group_size=self.config.group_size, sampling=sampling, step=number, on_group=on_group
+        )
+
+    def _update(self, groups: Sequence[Group], number: int) -> Metrics:
+        """One pass or more over the batch; without a usable trajectory, none."""
+        batch = Batch(groups, self.session, self.config, self.session.seed(stage_name(self.config), "shuffle", number))
+        if not batch.rows:
+            return {"zero_groups": 1.0}
+        strict = self.config.epochs == self.config.minibatches == 1
+        old_N = None if strict else self.engine.logprobs(batch.rows, batch.media)
+        ref_N = None
+        if self.reference is not None:
+            self.reference.temperature = self.engine.temperature
+            ref_N = self.reference.logprobs(batch.rows, batch.media).double()
+        parts = [
+            self._update_part(batch, part, old_N, ref_N, number)
+            for _ in range(self.config.epochs)
+            for part in batch.minibatches(self.config.minibatches)
+        ]
+        metrics = {key: mean([part[key] for part in parts]) for key in parts[0]}
+        return metrics | batch.metrics()
+
+    def _update_part(
+        self, batch: Batch, part: np.ndarray, old_N: torch.Tensor | None, ref_N: torch.Tensor | None, number: int
+    ) -> Metrics:
+        starts = target_starts(batch.rows)
+        target_M = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in part])
+        lengths = [len(batch.rows[i].target_N) for i in part]
+        trajectory_M = np.repeat(np.arange(len(part)), lengths)
+        coef_M = coefficients(
+            self.config.aggregate, trajectory_M, batch.group_B[part], self.config.aggregate_length
+        )
+        loss = GrpoLoss(
+            advantages_N=torch.from_numpy(batch.advantages_B[part][trajectory_M]),
+            coef_N=torch.from_numpy(coef_M),
+            trajectory_N=torch.from_numpy(trajectory_M),
+            old_logprobs_N=None if old_N is None else old_N[target_M].double(),
+            ref_logprobs_N=None if ref_N is None else ref_N[target_M],
+            clip_low=self.config.clip_low,
+            clip_high=self.config.clip_high,
+            dual_clip=self.config.dual_clip,
+            ratio=self.config.ratio,
+            kl_beta=self.config.kl_beta.at(number),
+            kl=self.config.kl,
+            entropy_coef=self.config.entropy_coef.at(number),
+        )
+        seen = Watched(loss, batch.engine_logprobs_N[target_M])
+        rows = [batch.rows[i] for i in part]
+        media = {span.key: batch.media[span.key] for row in rows for span in row.spans}
+        return self.engine.update(rows, media, seen) | seen.metrics()
+
+
+class Batch:
+    """The scored trajectories of one batch of rollouts, as rows with advantages."""
+
+    def __init__(self, groups: Sequence[Group], session: Session, config: GrpoStage, seed: int) -> None:
+        played = [
+            (number, trajectory)
+            for number, group in enumerate(groups)
+            for trajectory in group.trajectories
+            if trajectory.stop is not StopReason.ENGINE_ERROR and trajectory.num_model_tokens
+        ]
+        self.trajectories = [trajectory for _, trajectory in played]
+        self.group_B = np.array([number for number, _ in played], dtype=np.int64)
+        self.rewards_B = np.array([reward_value(trajectory) for trajectory in self.trajectories])
+        self.advantages_B = group_advantages(
+            self.rewards_B, self.group_B, centre=config.centre, scale=config.scale
+        )
+        if config.shuffle_advantages:
+            self.advantages_B = shuffled(self.advantages_B, self.rewards_B, seed)
+        family = session.checkpoint.family
+        self.rows: list[Row] = [build_row(trajectory, family) for trajectory in self.trajectories]
+        self.media = all_media(self.trajectories)
+        self.engine_logprobs_N = sampled_logprobs(self.trajectories)
+
+    def minibatches(self, count: int) -> list[np.ndarray]:
+        """Indices of the trajectories of each part; groups stay whole."""
+        parts = np.array_split(np.unique(self.group_B), count)
+        found = [np.flatnonzero(np.isin(self.group_B, part)) for part in parts]
+        return [part for part in found if len(part)]
+
+    def metrics(self) -> Metrics:
+        flat = [float(np.ptp(self.advantages_B[self.group_B == group]) == 0) for group in np.unique(self.group_B)]
+        return {"zero_groups": mean(flat), "tokens": float(sum(len(row.ids_T) for row in self.rows))}
+
+
+class Watched:
+    """Passes a loss on, and compares the trainer's log-probs with the engine's on the way."""
+
+    def __init__(self, loss: GrpoLoss, engine_logprobs_N: np.ndarray) -> None:
+        self.loss = loss
+        self.engine_logprobs_N = torch.from_numpy(engine_logprobs_N)
+        self.logprobs_N = torch.zeros_like(self.engine_logprobs_N)
+
+    def __call__(self, inputs):  # type: ignore[no-untyped-def]
+        self.logprobs_N[inputs.index_N] = inputs.logprobs_N.double().cpu()
+        return self.loss(inputs)
+
+    def metrics(self) -> Metrics:
+        gap_N = (self.logprobs_N - self.engine_logprobs_N).abs()
+        return {
+            "engine_gap/mean": float(gap_N.mean()),
+            "engine_gap/max": float(gap_N.max()),
+            "clip_fraction": self.loss.clip_fraction(self.logprobs_N),
+        }
+
+
+def draw(sampler: Sampler, count: int, load: Callable[[int], T | None]) -> list[T]:
+    """`count` usable items; an unusable one is replaced by the next row drawn."""
+    items: list[T] = []
+    for _ in range(count + sampler.num_rows):
+        if len(items) == count:
+            return items
+        item = load(sampler.draw())
+        if item is not None:
+            items.append(item)
+    raise DataError("too few usable rows to fill a batch; see data_errors.jsonl")
+
+
+def demonstrate(session: Session, loaded: Loaded) -> Trajectory | None:
+    """The row's demonstration as a trajectory; None where it does not end in an answer."""
+    runner = session.runner
+    prompt = runner.prompt(loaded, 0)
+    episode = Episode(
+        prompt,
+        0,
+        engine=Demonstrator(loaded.sample.demonstration, runner.family, runner.tools),
+        family=runner.family,
+        toolbox=Toolbox(runner.tools, error_chars=runner.error_chars),
+        limits=runner.limits,
+        sampling=Sampling(temperature=0.0, seed=0),
+    )
+    trajectory = asyncio.run(episode.run())
+    return trajectory if trajectory.stop is StopReason.ANSWERED else None
+
+
+def reward_value(trajectory: Trajectory) -> float:
+    """The reward, or NaN where there is none."""
+    return trajectory.reward.value if trajectory.reward.kind is ScoreKind.VALUE else float("nan")
+
+
+def all_media(trajectories: Sequence[Trajectory]) -> dict[str, Media]:
+    return {key: medium for trajectory in trajectories for key, medium in trajectory.media.items()}
