@@ -206,6 +206,11 @@ class GrpoStage(StageSection):
     shuffle_advantages: bool = False
     """Control experiment: deal the batch's advantages to its trajectories at random."""
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the KL penalty is ever on."""
+        return self.kl_beta.start > 0 or (self.kl_beta.end or 0) > 0
+
     @model_validator(mode="after")
     def _consistent(self) -> GrpoStage:
         if self.aggregate == "const" and self.aggregate_length is None:

@@ -14,6 +14,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
 )
+from transformers.utils import logging
 
 from mmrl.models.qwen2_5_vl import CHAT_TEMPLATE
 
@@ -81,6 +82,8 @@ def tiny_config(tokenizer: Any) -> Qwen2_5_VLConfig:
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
         "initializer_range": init,
         "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
     }
     vision = {
         "depth": vision_layers,
@@ -109,6 +112,7 @@ def save_checkpoint(model: Any, tokenizer: Any, path: Path, *, side: int) -> Non
     Args:
         side: images are shown to the model with about `side` x `side` pixels.
     """
+    logging.disable_progress_bar()
     tokenizer.chat_template = CHAT_TEMPLATE
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

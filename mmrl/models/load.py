@@ -35,7 +35,9 @@ class Checkpoint:
 def load_checkpoint(path: str | Path, *, family: str | None, dtype: str, device: str) -> Checkpoint:
     """Load a checkpoint folder or hub id. ConfigError for a family that is not supported or a path that is not there."""
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # they would break up our own progress display
     if os.sep in str(path) and not Path(path).is_dir() and str(path).count("/") != 1:
         raise ConfigError(f"model.path: no folder {path}")
     try:

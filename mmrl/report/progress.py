@@ -17,11 +17,10 @@ PLAIN_SECONDS = 10.0
 class Progress:
     """Shows the stage, its steps, the latest values and the time that is left.
 
-    Example: with Progress({"grpo": 300}) as shown: shown.stage("grpo"); shown.update(1, reward=0.2)
+    Example: with Progress() as shown: shown.stage("grpo", 300); shown.update(1, reward=0.2)
     """
 
-    def __init__(self, total: Mapping[str, int]) -> None:
-        self.total = total
+    def __init__(self) -> None:
         self.console = Console()
         self.live = self.console.is_terminal
         self.bars = progress.Progress(
@@ -45,11 +44,11 @@ class Progress:
         self._end_stage()
         self.bars.stop()
 
-    def stage(self, name: str, done: int = 0) -> None:
-        """Enter a stage of which `done` steps are finished already."""
+    def stage(self, name: str, total: int, done: int = 0) -> None:
+        """Enter a stage of `total` steps, of which `done` are finished already."""
         self._end_stage()
-        task = self.bars.add_task(name, total=self.total[name], completed=done, values="", eta="")
-        self._stage = _Stage(name, self.total[name], done, task)
+        task = self.bars.add_task(name, total=total, completed=done, values="", eta="")
+        self._stage = _Stage(name, total, done, task)
 
     def update(self, step: int, **values: float) -> None:
         """`step` steps of the stage are finished; `values` are those of the latest one."""
@@ -83,7 +82,7 @@ class _Stage:
         self.name, self.steps, self.done, self.task = name, steps, done, task
         self.step = self.printed_step = done
         self.start = time.monotonic()
-        self.printed_at = float("-inf")
+        self.printed_at = self.start
         self.values = ""
 
     def update(self, step: int, values: Mapping[str, float]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from PIL import Image
 from mmrl.errors import MmrlError
 from mmrl.types import Group, Media, Segment, Trajectory, Turn
 
-Phase = Literal["train", "validation", "test", "rollout"]
+Phase = Literal["train", "rollout"]
 MAX_SIDE = 512
 """Media are stored no larger than this, pixels."""
 
@@ -30,13 +31,21 @@ class RunStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        for folder in ("rollouts", "media", "checkpoints"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
+        self._make_folders()
         self._lock = (path / "run.lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise MmrlError(f"{path}: another process writes this run; wait for it or choose another name") from None
+
+    def clear(self) -> None:
+        """Remove everything of an earlier run."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "run.lock":
+                path.unlink()
+        self._make_folders()
 
     def close(self) -> None:
         self._lock.close()
@@ -48,12 +57,14 @@ class RunStore:
     def log_group(
         self, stage: str, step: int, phase: Phase, group: Group, decode: Callable[[Sequence[int]], str]
     ) -> None:
-        """One line per trajectory; its media once each, by content."""
-        for trajectory in group.trajectories:
-            for medium in trajectory.media.values():
-                self._save_medium(medium)
-            line = {"stage": stage, "step": step, "phase": phase, **describe(group, trajectory, decode)}
-            append_line(self.path / "rollouts" / "stream.jsonl", line)
+        """One line of the stream per trajectory; its media once each, by content."""
+        for line in self._lines(group, decode):
+            append_line(self.path / "rollouts" / "stream.jsonl", {"stage": stage, "step": step, "phase": phase, **line})
+
+    def write_groups(self, name: str, groups: Sequence[Group], decode: Callable[[Sequence[int]], str]) -> None:
+        """A file of its own, rollouts/`name`.jsonl, replaced as a whole."""
+        lines = [encode({"phase": name, **line}) for group in groups for line in self._lines(group, decode)]
+        write_atomic(self.path / "rollouts" / f"{name}.jsonl", "".join(lines))
 
     def rewind(self, position: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines for which `position` is False: those written after the checkpoint that a run goes on from."""
@@ -62,6 +73,16 @@ class RunStore:
             if path.exists():
                 kept = [line for line in read_lines(path) if position(line)]
                 write_atomic(path, "".join(encode(line) for line in kept))
+
+    def _lines(self, group: Group, decode: Callable[[Sequence[int]], str]) -> Iterator[dict[str, Any]]:
+        for trajectory in group.trajectories:
+            for medium in trajectory.media.values():
+                self._save_medium(medium)
+            yield describe(group, trajectory, decode)
+
+    def _make_folders(self) -> None:
+        for folder in ("rollouts", "media", "checkpoints"):
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
 
     def _save_medium(self, medium: Media) -> None:
         path = self.path / "media" / f"{medium.key}.png"

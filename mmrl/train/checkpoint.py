@@ -2,7 +2,7 @@
 
     checkpoints/grpo-000120/
       model/                  a folder that transformers loads
-      optimizer.safetensors   the optimiser's tensors by parameter name, and torch's random state
+      optimizer.safetensors   the optimiser's tensors by parameter name
       state.json              where the run stands
       manifest.json           size and hash of every file; written last: without it a folder is no checkpoint
 """
@@ -24,12 +24,13 @@ from mmrl.errors import MmrlError
 from mmrl.models.load import Checkpoint
 from mmrl.report.store import write_atomic
 
-RANDOM_STATE = "random_state"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Where a run stands; with the model and the optimiser, all that is needed to go on exactly."""
+    """Where a run stands; with the model and the optimiser, all that is needed to go on exactly.
+
+    No state of a random generator is among it: every step seeds them by its name.
+    """
 
     stage: int
     """Number of the stage."""
@@ -70,10 +71,8 @@ def save(
 
 
 def restore(path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimiser and torch's random state back; MmrlError for a damaged checkpoint."""
-    verify(path)
+    """Put the optimiser's state back."""
     tensors = load_file(path / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop(RANDOM_STATE))
     for name, parameter in parameters.items():
         state = {key.rpartition("|")[2]: value for key, value in tensors.items() if key.rpartition("|")[0] == name}
         if state:
@@ -84,7 +83,7 @@ def restore(path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer:
 def optimizer_tensors(
     parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    tensors = {RANDOM_STATE: torch.get_rng_state()}
+    tensors = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"{name}|{key}"] = value.contiguous()
@@ -102,9 +101,17 @@ def complete(folder: Path) -> list[Path]:
 
 def best(folder: Path) -> Path | None:
     """The checkpoint with the highest validation metric; the earlier of equals."""
-    scored = [(path, read_state(path).metric) for path in complete(folder)]
-    known = [(metric, path) for path, metric in scored if metric is not None]
-    return max(known, key=lambda item: item[0])[1] if known else None
+    return max(_scored(folder), key=lambda item: item[0], default=(0.0, None))[1]
+
+
+def best_metric(folder: Path) -> float | None:
+    """The highest validation metric of any checkpoint."""
+    return max((metric for metric, _ in _scored(folder)), default=None)
+
+
+def _scored(folder: Path) -> list[tuple[float, Path]]:
+    states = [(read_state(path).metric, path) for path in complete(folder)]
+    return [(metric, path) for metric, path in states if metric is not None]
 
 
 def prune(folder: Path, keep: int) -> None:

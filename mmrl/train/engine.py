@@ -30,8 +30,10 @@ class NonFiniteError(RuntimeError):
 class TorchEngine:
     """Implements TrainEngine.
 
+    `temperature` is the one that rollouts are sampled with; log-probs are of that distribution.
+
     Args:
-        temperature: the one that rollouts are sampled with; log-probs are of that distribution.
+        optimizer: None for a model that only gives log-probs.
         micro_batch_tokens: padded tokens in one forward.
         max_grad_norm: gradients are scaled down to this norm.
     """
@@ -40,7 +42,7 @@ class TorchEngine:
         self,
         model: Any,
         family: ModelFamily,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | None,
         *,
         micro_batch_tokens: int,
         max_grad_norm: float,
@@ -48,11 +50,12 @@ class TorchEngine:
         self.model, self.family, self.optimizer = model, family, optimizer
         self.micro_batch_tokens, self.max_grad_norm = micro_batch_tokens, max_grad_norm
         self.temperature = 1.0
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.trains_vision = any(p.requires_grad for p in model.model.visual.parameters())
 
     def update(self, rows: Sequence[Row], media: Mapping[str, Media], loss: Loss) -> dict[str, float]:
         """One optimiser step. Returns loss, entropy, grad_norm. Raises NonFiniteError and leaves the weights."""
+        assert self.optimizer is not None, "this engine only gives log-probs"
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         features = self._encode(media)

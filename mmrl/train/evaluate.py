@@ -1,0 +1,68 @@
+"""Held-out rows, played greedily and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mmrl.data.dataset import Dataset
+from mmrl.report.progress import Progress
+from mmrl.rollout.episode import Sampling
+from mmrl.train.metrics import group_metrics
+from mmrl.train.session import Session
+from mmrl.types import Group
+
+
+def evaluate(
+    session: Session,
+    dataset: Dataset,
+    *,
+    use_tools: bool = True,
+    on_group: Callable[[Group], None] = lambda group: None,
+) -> dict[str, float]:
+    """Metrics of one greedy rollout of every usable row, and their number as "rows"."""
+    groups: list[Group] = []
+    size = session.config.rollout.batch_size
+    for start in range(0, len(dataset), size):
+        rows = [row for row in map(dataset.load, range(start, min(start + size, len(dataset)))) if row]
+        sampling = Sampling(temperature=0.0, seed=session.seed("evaluate", start))
+        played = session.play(rows, group_size=1, sampling=sampling, use_tools=use_tools, on_group=on_group)
+        groups += [_without_media(group) for group in played]
+    return {"rows": float(len(groups)), **group_metrics(groups)}
+
+
+class Shown:
+    """Told of every group: shows how many are done, and keeps the first ones for the report."""
+
+    def __init__(self, progress: Progress, title: str, total: int, *, keep: int) -> None:
+        self.progress, self.keep = progress, keep
+        self.count = 0
+        self.first: list[Group] = []
+        progress.stage(title, total)
+
+    def __call__(self, group: Group) -> None:
+        self.count += 1
+        if len(self.first) < self.keep:
+            self.first.append(group)
+        self.progress.update(self.count)
+
+
+def headline(metrics: Mapping[str, float], rewards: Sequence[str]) -> dict[str, float]:
+    """What a summary shows of an evaluation: the mean of each reward by name, and the share that called a tool."""
+    scores = {name: metrics[f"score/{name}"] for name in rewards if f"score/{name}" in metrics}
+    return {**scores, "tool_calls": metrics["tool_calls"]}
+
+
+def summary(evaluations: Mapping[str, Mapping[str, float]], rewards: Sequence[str]) -> dict[str, Any]:
+    """Evaluations by name, as summary.json holds them. Without tools only the first reward says something."""
+    parts = {name: headline(metrics, rewards) for name, metrics in evaluations.items()}
+    if "no_tools" in parts:
+        parts["no_tools"] = {rewards[0]: parts["no_tools"][rewards[0]]}
+    rows = int(next(iter(evaluations.values()))["rows"])
+    return {"rows": rows, **parts}
+
+
+def _without_media(group: Group) -> Group:
+    """Pixels of thousands of rows need not be held to count what happened."""
+    return replace(group, trajectories=tuple(replace(t, media={}) for t in group.trajectories))
