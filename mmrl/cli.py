@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mmrl.errors import MmrlError
+from mmrl.errors import MmrlError, StoppedError
 
 app = typer.Typer(
     help="Train, evaluate and run multimodal reasoners with verifiable rewards.",
@@ -26,7 +26,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changed keys: stages.1.steps=100 seed=1", show_default=False)
 ]
 CheckpointPath = Annotated[
-    Path | None, typer.Option(help="Checkpoint of a run, or any folder that transformers loads.", show_default=False)
+    Path | None,
+    typer.Option(help="Checkpoint of a run, or any folder that transformers loads.", show_default=False),
 ]
 
 
@@ -64,9 +65,7 @@ def rollout(
     from mmrl.train.play import rollout
 
     loaded = load_config(config, overrides)
-    run_dir = rollout(
-        loaded, checkpoint=checkpoint, rows=rows, limit=limit, group_size=group, temperature=temperature
-    )
+    run_dir = rollout(loaded, checkpoint=checkpoint, rows=rows, limit=limit, group_size=group, temperature=temperature)
     print(f"Rollouts: {run_dir / 'rollouts' / 'stream.jsonl'}")
     print(f"Report: {write_report(run_dir, limit * group)}")
 
@@ -109,12 +108,7 @@ def main() -> None:
         app()
     except MmrlError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(exit_code(error))
-
-
-def exit_code(error: MmrlError) -> int:
-    """130 for a run that was stopped, as shells say it; 2 for the rest."""
-    return 130 if type(error).__name__ == "Interrupted" else 2
+        sys.exit(130 if isinstance(error, StoppedError) else 2)
 
 
 def _print_summary(path: Path) -> None:

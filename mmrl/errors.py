@@ -15,3 +15,7 @@ class DataError(MmrlError):
 
 class ConfigError(MmrlError):
     """The run cannot start as it is configured."""
+
+
+class StoppedError(MmrlError):
+    """The user asked the run to stop; where it stands is saved."""

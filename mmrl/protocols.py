@@ -37,8 +37,10 @@ class Processor(Protocol):
 class CoordinateSpace(Protocol):
     """The numbers in which a model family speaks about places in an image."""
 
-    description: str
-    """For error messages that a model reads, e.g. "absolute pixels of the image as shown"."""
+    @property
+    def description(self) -> str:
+        """For error messages that a model reads, e.g. "absolute pixels of the image as shown"."""
+        ...
 
     def to_seen(self, box: Box, frame: CoordinateFrame) -> Box:
         """The family's numbers to seen pixels."""
@@ -77,9 +79,14 @@ class ToolError(Exception):
 class Tool(Protocol):
     """Something that a model may call. The JSON schema comes from `arguments`."""
 
-    name: str
-    description: str
-    arguments: type[BaseModel]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def arguments(self) -> type[BaseModel]: ...
 
     async def run(self, arguments: Any, state: ToolState) -> Observation:
         """Raise ToolError for a request that cannot be met."""
@@ -217,4 +224,3 @@ class ModelFamily(Protocol):
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[torch.Tensor]:
         """Features of each medium, (tokens, D); gradients flow."""
         ...
-

@@ -11,7 +11,10 @@ from packaging.requirements import Requirement
 def versions() -> dict[str, str | None]:
     """Versions of Python, mmrl and everything that mmrl needs; None for what is missing."""
     needed = [Requirement(line).name for line in requires("mmrl") or [] if "extra ==" not in line]
-    return {"python": platform.python_version(), **{name: _version(name) for name in ("mmrl", *sorted(needed))}}
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("mmrl", *sorted(needed))},
+    }
 
 
 def _version(name: str) -> str | None:

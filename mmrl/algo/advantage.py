@@ -15,7 +15,12 @@ Scale = Literal["none", "std_group", "std_batch", "mean_group"]
 
 
 def group_advantages(
-    rewards_B: np.ndarray, group_B: np.ndarray, *, centre: Centre = "mean", scale: Scale = "std_group", eps: float = 1e-4
+    rewards_B: np.ndarray,
+    group_B: np.ndarray,
+    *,
+    centre: Centre = "mean",
+    scale: Scale = "std_group",
+    eps: float = 1e-4,
 ) -> np.ndarray:
     """(B,) float64 advantages.
 

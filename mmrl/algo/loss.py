@@ -64,7 +64,11 @@ class GrpoLoss:
         if self.ratio == "sequence":
             logratio_N = sequence_logratio(logratio_N, self.trajectory_N[index_N])
         return clip_surrogate(
-            logratio_N, self.advantages_N[index_N], low=self.clip_low, high=self.clip_high, dual=self.dual_clip
+            logratio_N,
+            self.advantages_N[index_N],
+            low=self.clip_low,
+            high=self.clip_high,
+            dual=self.dual_clip,
         )
 
 

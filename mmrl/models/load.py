@@ -33,7 +33,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str | Path, *, family: str | None, dtype: str, device: str) -> Checkpoint:
-    """Load a checkpoint folder or hub id. ConfigError for a family that is not supported or a path that is not there."""
+    """Load a checkpoint folder or hub id. ConfigError for an unsupported family or a path that is not there."""
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
     from transformers.utils import logging
 
@@ -43,7 +43,9 @@ def load_checkpoint(path: str | Path, *, family: str | None, dtype: str, device:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path: {path} is no checkpoint that transformers knows ({first_line(error)})") from None
+        raise ConfigError(
+            f"model.path: {path} is no checkpoint that transformers knows ({first_line(error)})"
+        ) from None
     name = family or config.model_type
     if name not in FAMILIES:
         raise ConfigError(f"model family {name!r} is not supported; supported: {', '.join(FAMILIES)}")

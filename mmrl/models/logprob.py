@@ -25,7 +25,11 @@ def processed_logprobs(logits_NV: torch.Tensor, temperature: float, reserved_ids
 
 
 def target_logprobs(
-    head: Any, hidden_ND: torch.Tensor, target_N: torch.Tensor, temperature: float, reserved_ids: Sequence[int]
+    head: Any,
+    hidden_ND: torch.Tensor,
+    target_N: torch.Tensor,
+    temperature: float,
+    reserved_ids: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-prob, entropy) of each target, float32, without ever holding an (N, V) matrix of a long batch."""
     chunk = max(1, CHUNK_LOGITS // head.weight.shape[0])

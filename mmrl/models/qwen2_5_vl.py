@@ -16,7 +16,7 @@ from mmrl.models.hermes import Hermes, tools_prompt
 from mmrl.models.mrope import mrope_positions
 from mmrl.models.space import SeenPixels
 from mmrl.models.text import Control, Piece, control_id, encode_pieces, encode_text
-from mmrl.protocols import Tool
+from mmrl.protocols import CoordinateSpace, Tool, ToolCodec
 from mmrl.types import Media, MediaSpan, Message, Tokens
 
 START, END = Control("<|im_start|>"), Control("<|im_end|>")
@@ -86,10 +86,14 @@ class Qwen25VL:
 
     def __init__(self, tokenizer: Any, *, patch_size: int, merge_size: int, temporal_patch_size: int) -> None:
         self.tokenizer = tokenizer
-        self.patch_size, self.merge_size, self.temporal_patch_size = patch_size, merge_size, temporal_patch_size
-        self.space = SeenPixels()
-        self.codec = Hermes()
-        self.eos_ids = (control_id(tokenizer, END.token),)
+        self.patch_size, self.merge_size, self.temporal_patch_size = (
+            patch_size,
+            merge_size,
+            temporal_patch_size,
+        )
+        self.space: CoordinateSpace = SeenPixels()
+        self.codec: ToolCodec = Hermes()
+        self.eos_ids: tuple[int, ...] = (control_id(tokenizer, END.token),)
         self.pad_id = control_id(tokenizer, "<|endoftext|>")
         self.image_id = control_id(tokenizer, IMAGE_PAD)
         self.reserved_ids = tuple(control_id(tokenizer, token) for token in RESERVED)
@@ -112,12 +116,18 @@ class Qwen25VL:
         for message in messages:
             if message.role != "system":
                 pieces += [START, f"{message.role}\n", *self._body(message, media), END, "\n"]
-        return self._tokens([*pieces, START, "assistant\n"], media, [message for message in messages])
+        return self._tokens([*pieces, START, "assistant\n"], media, messages)
 
     def extend(self, observation: Message, media: Sequence[Media], *, closed: bool) -> Tokens:
         """A tool's result after a model turn, up to and with the header of the next turn."""
         pieces: list[Piece] = [] if closed else [END]
-        pieces += ["\n", START, "user\n<tool_response>\n", *self._body(observation, media), "\n</tool_response>"]
+        pieces += [
+            "\n",
+            START,
+            "user\n<tool_response>\n",
+            *self._body(observation, media),
+            "\n</tool_response>",
+        ]
         return self._tokens([*pieces, END, "\n", START, "assistant\n"], media, [observation])
 
     def encode_text(self, text: str) -> tuple[int, ...]:

@@ -8,7 +8,11 @@ import torch
 
 
 def forward(
-    model: Any, embeds_BTD: torch.Tensor, positions_3BT: torch.Tensor, mask: torch.Tensor | None, cache: Any = None
+    model: Any,
+    embeds_BTD: torch.Tensor,
+    positions_3BT: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: Any = None,
 ) -> torch.Tensor:
     """(B, T, D) last hidden states, with explicit positions.
 

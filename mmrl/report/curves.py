@@ -11,7 +11,16 @@ WIDTH, HEIGHT = 240, 84
 """Of a chart, SVG units."""
 MAX_POINTS = 400
 """Points drawn in one chart; beyond it, neighbours are averaged."""
-FIRST = ("validation/score", "reward", "score/", "loss", "entropy", "tool_calls", "engine_gap", "tokens_per_second")
+FIRST = (
+    "validation/score",
+    "reward",
+    "score/",
+    "loss",
+    "entropy",
+    "tool_calls",
+    "engine_gap",
+    "tokens_per_second",
+)
 """Metrics whose names start so come first, in this order."""
 HIDDEN = ("stage", "step", "time")
 
@@ -52,8 +61,7 @@ def _curve(name: str, points: Sequence[tuple[float, float]]) -> Curve:
     left, right = points[0][0], points[-1][0]
     width, height = (right - left) or 1.0, (high - low) or 1.0
     spots = [
-        f"{(step - left) / width * WIDTH:.1f},{HEIGHT - (value - low) / height * HEIGHT:.1f}"
-        for step, value in points
+        f"{(step - left) / width * WIDTH:.1f},{HEIGHT - (value - low) / height * HEIGHT:.1f}" for step, value in points
     ]
     return Curve(
         name=name,

@@ -59,7 +59,10 @@ class RunStore:
     ) -> None:
         """One line of the stream per trajectory; its media once each, by content."""
         for line in self._lines(group, decode):
-            append_line(self.path / "rollouts" / "stream.jsonl", {"stage": stage, "step": step, "phase": phase, **line})
+            append_line(
+                self.path / "rollouts" / "stream.jsonl",
+                {"stage": stage, "step": step, "phase": phase, **line},
+            )
 
     def write_groups(self, name: str, groups: Sequence[Group], decode: Callable[[Sequence[int]], str]) -> None:
         """A file of its own, rollouts/`name`.jsonl, replaced as a whole."""

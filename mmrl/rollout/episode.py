@@ -5,7 +5,6 @@ The semantics are numbered and locked by tests/unit/test_episode.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmrl.protocols import Completion, ModelFamily, Request, RolloutEngine, ToolError, ToolState
@@ -206,9 +205,7 @@ class Episode:
             result.parts += (Part(text=result.error),)
             return
         result.box, result.box_on = observation.box, observation.box_on
-        result.parts += tuple(
-            Part(media=len(result.media) + number) for number in range(len(observation.media))
-        )
+        result.parts += tuple(Part(media=len(result.media) + number) for number in range(len(observation.media)))
         result.parts += (Part(text=observation.text),) if observation.text else ()
         result.media += observation.media
 
@@ -248,4 +245,3 @@ def join(first: Tokens, second: Tokens) -> Tokens:
     """The two, one after the other."""
     moved = tuple(replace(span, start=span.start + len(first.ids)) for span in second.spans)
     return Tokens(ids=first.ids + second.ids, spans=first.spans + moved)
-

@@ -1,10 +1,10 @@
 """Checkpoints: one folder each, written beside its name, moved into place when complete.
 
-    checkpoints/grpo-000120/
-      model/                  a folder that transformers loads
-      optimizer.safetensors   the optimiser's tensors by parameter name
-      state.json              where the run stands
-      manifest.json           size and hash of every file; written last: without it a folder is no checkpoint
+checkpoints/grpo-000120/
+  model/                  a folder that transformers loads
+  optimizer.safetensors   the optimiser's tensors by parameter name
+  state.json              where the run stands
+  manifest.json           size and hash of every file; written last: without it a folder is no checkpoint
 """
 
 from __future__ import annotations

@@ -101,9 +101,7 @@ class TorchEngine:
         if used:
             torch.autograd.backward([features[key] for key in used], [leaves[key].grad for key in used])
 
-    def _forward(
-        self, rows: Sequence[Row], features: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, rows: Sequence[Row], features: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probs, entropies) of the rows' targets, flat in row order."""
         device = self.model.device
         ids = pad_sequence([torch.from_numpy(row.ids_T) for row in rows], batch_first=True).to(device)
@@ -116,14 +114,10 @@ class TorchEngine:
         source_N = torch.cat([torch.from_numpy(row.source_N) for row in rows])
         target_N = torch.cat([torch.from_numpy(row.target_N) for row in rows]).to(device)
         hidden_ND = hidden[row_N.to(device), source_N.to(device)]
-        return target_logprobs(
-            self.model.lm_head, hidden_ND, target_N, self.temperature, self.family.reserved_ids
-        )
+        return target_logprobs(self.model.lm_head, hidden_ND, target_N, self.temperature, self.family.reserved_ids)
 
 
-def fill_media(
-    embeds_BTD: torch.Tensor, rows: Sequence[Row], features: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
+def fill_media(embeds_BTD: torch.Tensor, rows: Sequence[Row], features: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Embeddings with every media span replaced by its features; gradients flow to both."""
     spans = [(number, span) for number, row in enumerate(rows) for span in row.spans]
     if not spans:

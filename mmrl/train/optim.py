@@ -41,7 +41,11 @@ def build_optimizer(parameters: dict[str, torch.nn.Parameter], section: Optimize
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=0.0, betas=section.betas, eps=section.eps, fused=True
+        [group for group in groups if group["params"]],
+        lr=0.0,
+        betas=section.betas,
+        eps=section.eps,
+        fused=True,
     )
 
 

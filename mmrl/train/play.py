@@ -18,7 +18,13 @@ from mmrl.types import Group
 
 
 def rollout(
-    config: RunConfig, *, checkpoint: Path | None, rows: str | None, limit: int, group_size: int, temperature: float
+    config: RunConfig,
+    *,
+    checkpoint: Path | None,
+    rows: str | None,
+    limit: int,
+    group_size: int,
+    temperature: float,
 ) -> Path:
     """Play the first `limit` rows; returns the directory of the rollouts, beside that of the run."""
     rows = rows or _held_out(config)
@@ -77,7 +83,11 @@ def _session(config: RunConfig, kind: str, checkpoint: Path | None) -> Iterator[
         store.clear()
         write_atomic(store.path / "config.yaml", dump_config(config))
         with Progress() as progress:
-            yield open_session(config, model_path=_model_folder(checkpoint), tell=progress.print), store, progress
+            yield (
+                open_session(config, model_path=_model_folder(checkpoint), tell=progress.print),
+                store,
+                progress,
+            )
     finally:
         store.close()
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mmrl.config import GrpoStage, RunConfig, SftStage, stage_name
-from mmrl.errors import MmrlError
+from mmrl.errors import MmrlError, StoppedError
 from mmrl.models.load import load_checkpoint
 from mmrl.report.progress import Progress
 from mmrl.report.store import RunStore, write_atomic
@@ -34,14 +34,10 @@ MAX_NON_FINITE = 5
 """Steps in a row whose loss or gradient is not finite, after which a run ends."""
 
 
-class Interrupted(MmrlError):
-    """The user asked the run to stop; it has saved where it stands."""
-
-
 def train(config: RunConfig, *, overwrite: bool = False) -> Path:
     """Start the run that `config` describes, or go on with it; returns the run directory.
 
-    Raises Interrupted after SIGINT or SIGTERM, at the end of the step, with a checkpoint written.
+    Raises StoppedError after SIGINT or SIGTERM, at the end of the step, with a checkpoint written.
     """
     store = RunStore(config.run_dir)
     try:
@@ -66,9 +62,7 @@ class Run:
         self.last = self._last_checkpoint()
         self.state = checkpoint.read_state(self.last) if self.last else None
         self.train_seconds = self.state.train_seconds if self.state else 0.0
-        self.session = open_session(
-            config, model_path=self.last / "model" if self.last else None, tell=progress.print
-        )
+        self.session = open_session(config, model_path=self.last / "model" if self.last else None, tell=progress.print)
         self.session.runner.engine.version = self._steps_done()
 
     def run(self) -> None:
@@ -104,7 +98,9 @@ class Run:
             if self._due(active, step + 1, metrics) or self.stop.is_set():
                 self._save(active, step + 1, metrics)
             if self.stop.is_set():
-                raise Interrupted(f"stopped after {active.name} step {step + 1}; the same command continues from there")
+                raise StoppedError(
+                    f"stopped after {active.name} step {step + 1}; the same command continues from there"
+                )
 
     def _activate(self, number: int, section: SftStage | GrpoStage, state: checkpoint.State | None) -> _Active:
         """The stage's parts; with `state`, as they were when the last checkpoint was written."""
@@ -122,7 +118,9 @@ class Run:
             stage.sampler.position = state.position
         return _Active(number, self.names[number], section, stage, parameters, optimizer)
 
-    def _engine(self, model: Any, section: SftStage | GrpoStage, optimizer: torch.optim.Optimizer | None) -> TorchEngine:
+    def _engine(
+        self, model: Any, section: SftStage | GrpoStage, optimizer: torch.optim.Optimizer | None
+    ) -> TorchEngine:
         return TorchEngine(
             model,
             self.session.checkpoint.family,
@@ -277,7 +275,9 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def stop_on_signal(signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[threading.Event]:
+def stop_on_signal(
+    signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+) -> Iterator[threading.Event]:
     """An event that is set by the first signal; a second one acts as ever."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

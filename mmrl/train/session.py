@@ -41,9 +41,7 @@ class Session:
         """The rows of a file; read once."""
         key = (rows, limit)
         if key not in self.datasets:
-            self.datasets[key] = Dataset(
-                rows, self.image, self.bad, cached=self.config.data.cached_images, limit=limit
-            )
+            self.datasets[key] = Dataset(rows, self.image, self.bad, cached=self.config.data.cached_images, limit=limit)
         return self.datasets[key]
 
     def seed(self, *parts: int | str) -> int:
@@ -68,7 +66,9 @@ class Session:
         return asyncio.run(self.runner.play(prompts, group_size, sampling, self.rewards, context, on_group))
 
 
-def open_session(config: RunConfig, *, model_path: str | Path | None = None, tell: Callable[[str], None] = print) -> Session:
+def open_session(
+    config: RunConfig, *, model_path: str | Path | None = None, tell: Callable[[str], None] = print
+) -> Session:
     """Run the setup steps and load everything. `model_path` replaces the configured checkpoint."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -137,4 +137,3 @@ def _rewards(config: RunConfig) -> tuple[WeightedReward, ...]:
             raise ConfigError(f"rewards.{number}: {section.use} is not a reward: it has no 'score'")
         rewards.append(WeightedReward(name=section.name, reward=reward, weight=section.weight.at))
     return tuple(rewards)
-

@@ -105,7 +105,8 @@ class Grpo:
     def _rollouts(self, number: int, on_group: OnGroup) -> list[Group]:
         rows = draw(self.sampler, self.config.prompts_per_step, self.dataset.load)
         sampling = Sampling(
-            temperature=self.engine.temperature, seed=self.session.seed(stage_name(self.config), "rollout", number)
+            temperature=self.engine.temperature,
+            seed=self.session.seed(stage_name(self.config), "rollout", number),
         )
         return self.session.play(
             rows, group_size=self.config.group_size, sampling=sampling, step=number, on_group=on_group
@@ -131,15 +132,18 @@ class Grpo:
         return metrics | batch.metrics()
 
     def _update_part(
-        self, batch: Batch, part: np.ndarray, old_N: torch.Tensor | None, ref_N: torch.Tensor | None, number: int
+        self,
+        batch: Batch,
+        part: np.ndarray,
+        old_N: torch.Tensor | None,
+        ref_N: torch.Tensor | None,
+        number: int,
     ) -> Metrics:
         starts = target_starts(batch.rows)
         target_M = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in part])
         lengths = [len(batch.rows[i].target_N) for i in part]
         trajectory_M = np.repeat(np.arange(len(part)), lengths)
-        coef_M = coefficients(
-            self.config.aggregate, trajectory_M, batch.group_B[part], self.config.aggregate_length
-        )
+        coef_M = coefficients(self.config.aggregate, trajectory_M, batch.group_B[part], self.config.aggregate_length)
         loss = GrpoLoss(
             advantages_N=torch.from_numpy(batch.advantages_B[part][trajectory_M]),
             coef_N=torch.from_numpy(coef_M),
@@ -173,9 +177,7 @@ class Batch:
         self.trajectories = [trajectory for _, trajectory in played]
         self.group_B = np.array([number for number, _ in played], dtype=np.int64)
         self.rewards_B = np.array([reward_value(trajectory) for trajectory in self.trajectories])
-        self.advantages_B = group_advantages(
-            self.rewards_B, self.group_B, centre=config.centre, scale=config.scale
-        )
+        self.advantages_B = group_advantages(self.rewards_B, self.group_B, centre=config.centre, scale=config.scale)
         if config.shuffle_advantages:
             self.advantages_B = shuffled(self.advantages_B, self.rewards_B, seed)
         family = session.checkpoint.family
