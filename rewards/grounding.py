@@ -26,8 +26,7 @@ OVERLAPS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 class BoxIoU:
     """Overlap of a requested box with the gold box it fits best, both in original pixels.
 
-    Range: iou 0..1; giou -1..1; diou and ciou below 1, without a lower bound of practical use. A trajectory that asks
-    for no box scores 0.
+    Range: iou 0..1, the others -1..1. A trajectory that asks for no box scores the least, so that asking always pays.
     """
 
     kind: Literal["iou", "giou", "diou", "ciou"] = "iou"
@@ -42,7 +41,7 @@ class BoxIoU:
             return Score.not_applicable("the row has no gold box")
         asked = [turn for turn in trajectory.turns if turn.box is not None]
         if not asked:
-            return Score.of(0.0, "no box was asked for")
+            return Score.of(self._least(), "no box was asked for")
         scores = [self._overlap(turn, trajectory, sample.gold.boxes) for turn in asked]
         if self.which == "best":
             return max(scores, key=lambda score: score.value)
@@ -53,6 +52,9 @@ class BoxIoU:
         assert turn.box_on is not None
         box, reason = valid_box(turn.box, trajectory.media[turn.box_on].frame.original)
         if box is None:
-            return Score.of(0.0, reason)
+            return Score.of(self._least(), reason)
         values = OVERLAPS[self.kind](torch.tensor([box]).double(), torch.tensor(gold).double())
-        return Score.of(float(values.max()))
+        return Score.of(max(float(values.max()), self._least()))
+
+    def _least(self) -> float:
+        return 0.0 if self.kind == "iou" else -1.0

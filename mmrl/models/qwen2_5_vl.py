@@ -26,51 +26,46 @@ RESERVED = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
-CHAT_TEMPLATE = """\
+CHAT_TEMPLATE = r"""
 {%- macro body(content) -%}
-{%- if content is string %}{{ content }}{% else %}{% for part in content %}
-{%- if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}
-{%- endfor %}{% endif %}
+  {%- if content is string -%}
+    {{- content -}}
+  {%- else -%}
+    {%- for part in content -%}
+      {{- '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text -}}
+    {%- endfor -%}
+  {%- endif -%}
 {%- endmacro -%}
-{%- set system = messages[0].content if messages and messages[0].role == 'system' else '' -%}
+{%- set system = body(messages[0].content) if messages and messages[0].role == 'system' else '' -%}
 {%- if system or tools -%}
-<|im_start|>system
-{{ system }}
-{%- if tools %}
-
-# Tools
-
-These functions can be called while answering:
-<tools>
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}</tools>
-
-To call one, write its name and arguments as JSON:
-<tool_call>
-{"name": ..., "arguments": {...}}
-</tool_call>
-The result follows in <tool_response></tool_response>.
-{%- endif %}<|im_end|>
-{% endif -%}
+  {{- '<|im_start|>system\n' + system -}}
+  {%- if tools -%}
+    {{- '\n\n# Tools\n\nThese functions can be called while answering:\n<tools>\n' -}}
+    {%- for tool in tools -%}
+      {{- tool | tojson + '\n' -}}
+    {%- endfor -%}
+    {{- '</tools>\n\nTo call one, write its name and arguments as JSON:\n<tool_call>\n' -}}
+    {{- '{"name": ..., "arguments": {...}}\n</tool_call>\n' -}}
+    {{- 'The result follows in <tool_response></tool_response>.' -}}
+  {%- endif -%}
+  {{- '<|im_end|>\n' -}}
+{%- endif -%}
 {%- for message in messages if message.role != 'system' -%}
-{%- if message.role == 'tool' -%}
-<|im_start|>user
-<tool_response>
-{{ body(message.content) }}
-</tool_response><|im_end|>
-{% else -%}
-<|im_start|>{{ message.role }}
-{{ body(message.content) }}
-{%- for call in message.tool_calls or [] %}
-{%- if message.content or not loop.first %}{{ '\\n' }}{% endif -%}
-<tool_call>
-{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}
-</tool_call>
-{%- endfor %}<|im_end|>
-{% endif -%}
+  {%- if message.role == 'tool' -%}
+    {{- '<|im_start|>user\n<tool_response>\n' + body(message.content) + '\n</tool_response><|im_end|>\n' -}}
+  {%- else -%}
+    {{- '<|im_start|>' + message.role + '\n' + body(message.content) -}}
+    {%- for call in message.tool_calls or [] -%}
+      {{- '\n' if message.content or not loop.first else '' -}}
+      {{- '<tool_call>\n' -}}
+      {{- {'name': call.function.name, 'arguments': call.function.arguments} | tojson + '\n</tool_call>' -}}
+    {%- endfor -%}
+    {{- '<|im_end|>\n' -}}
+  {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt %}<|im_start|>assistant
-{% endif -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\n' -}}
+{%- endif -%}
 """
 
 
