@@ -119,3 +119,7 @@ def _print_summary(path: Path) -> None:
     if path.exists():
         values: dict[str, Any] = json.loads(path.read_text())
         Console().print(summary_table(values))
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ def checkpoint(model_dir):
     return load_checkpoint(model_dir, family=None, dtype="float32", device="cpu")
 
 
-@pytest.fixture()
+@pytest.fixture
 def picture():
     """picture(seed, width, height) is a random image, shown as it is."""
 

@@ -20,12 +20,12 @@ FREE = ("checkpoint.", "report.", "threads")
 def claim(store: RunStore, config: RunConfig) -> None:
     """Write config.yaml and manifest.json, or check that they are this run's.
 
-    ConfigError where the directory holds a run of another configuration. Only the last stage's steps may differ: the
-    run is then extended, and what its end gave is measured anew.
+    ConfigError where the directory holds steps of a run of another configuration. Only the last stage's steps may
+    differ: the run is then extended, and what its end gave is measured anew.
     """
     path = store.path / "config.yaml"
     text = dump_config(config)
-    if path.exists():
+    if path.exists() and (store.path / "metrics.jsonl").exists():
         changed = differences(yaml.safe_load(path.read_text()), yaml.safe_load(text))
         last_steps = f"stages.{len(config.stages) - 1}.steps"
         refused = [line for key, line in changed.items() if key != last_steps and not key.startswith(FREE)]

@@ -31,12 +31,9 @@ def rollout(
     with _session(config, "rollout", checkpoint) as (session, store, progress):
         dataset = session.dataset(rows, limit)
         loaded = [row for row in map(dataset.load, range(len(dataset))) if row]
-
-        def log(group: Group) -> None:
-            store.log_group("rollout", 0, "rollout", group, session.checkpoint.family.decode)
-
         sampling = Sampling(temperature=temperature, seed=session.seed("rollout"))
-        for group in session.play(loaded, group_size=group_size, sampling=sampling, on_group=log):
+        for group in session.play(loaded, group_size=group_size, sampling=sampling):
+            store.log_group("rollout", 0, "rollout", group, session.checkpoint.family.decode)
             for line in describe(group):
                 progress.print(line)
     return store.path

@@ -5,7 +5,7 @@ import pytest
 from mmrl.models.hermes import MAX_CALL_CHARS, Hermes
 from mmrl.types import ToolCall
 
-CALL = ToolCall(name="zoom", arguments={"box": [1, 2.5], "why": "é \"quoted\" </answer>"})
+CALL = ToolCall(name="zoom", arguments={"box": [1, 2.5], "why": 'é "quoted" </answer>'})
 
 
 def wrapped(body):

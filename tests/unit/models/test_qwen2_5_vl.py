@@ -20,7 +20,11 @@ def template_ids(checkpoint, messages, sizes, tools, generation):
     """What the exported chat template gives, with each image's placeholder repeated as its processor would."""
     tokenizer, pad = checkpoint.tokenizer, checkpoint.family.image_id
     text = checkpoint.tokenizer.apply_chat_template(
-        messages, tools=tools, add_generation_prompt=generation, tokenize=False, chat_template=checkpoint.family.chat_template
+        messages,
+        tools=tools,
+        add_generation_prompt=generation,
+        tokenize=False,
+        chat_template=checkpoint.family.chat_template,
     )
     left = list(sizes)
     ids = []
@@ -32,9 +36,15 @@ def template_ids(checkpoint, messages, sizes, tools, generation):
 
 def as_template(message):
     content = [{"type": "image"} if p.media is not None else {"type": "text", "text": p.text} for p in message.parts]
-    calls = [{"type": "function", "function": {"name": c.name, "arguments": dict(c.arguments)}} for c in message.tool_calls]
-    body = {"role": message.role, "content": "".join(p.text or "" for p in message.parts) if not any(
-        p.media is not None for p in message.parts) else content}
+    calls = [
+        {"type": "function", "function": {"name": c.name, "arguments": dict(c.arguments)}} for c in message.tool_calls
+    ]
+    body = {
+        "role": message.role,
+        "content": "".join(p.text or "" for p in message.parts)
+        if not any(p.media is not None for p in message.parts)
+        else content,
+    }
     return body | ({"tool_calls": calls} if calls else {})
 
 
@@ -43,7 +53,11 @@ def as_template(message):
 def test_a_prompt_has_the_ids_of_the_exported_template(checkpoint, picture, system, tools):
     media = [picture(0), picture(1, 112, 56)]
     messages = [Message(role="system", parts=(Part(text=system),))] if system else []
-    messages += [user(0, "What is ", 1, " this?\n"), Message(role="assistant", parts=(Part(text="A cat"),)), user("Sure?")]
+    messages += [
+        user(0, "What is ", 1, " this?\n"),
+        Message(role="assistant", parts=(Part(text="A cat"),)),
+        user("Sure?"),
+    ]
     ours = checkpoint.family.encode_prompt(messages, media, tools)
     theirs = template_ids(
         checkpoint, [as_template(m) for m in messages], [4, 8], [schema(tool) for tool in tools] or None, True
@@ -112,7 +126,9 @@ def test_log_probs_equal_those_of_transformers_own_forward(checkpoint, picture):
     family, model = checkpoint.family, checkpoint.model
     media = {m.key: m for m in (picture(0), picture(1, 112, 56))}
     rng = np.random.default_rng(0)
-    rows = [random_row(family, rng, list(media.values())[:count], length) for count, length in ((2, 30), (1, 12), (0, 21))]
+    rows = [
+        random_row(family, rng, list(media.values())[:count], length) for count, length in ((2, 30), (1, 12), (0, 21))
+    ]
     engine = TorchEngine(model, family, None, micro_batch_tokens=10**6, max_grad_norm=1.0)
     engine.temperature = 0.7
     ours = engine.logprobs(rows, media)

@@ -15,13 +15,13 @@ from mmrl.train.rows import build_row
 from mmrl.types import Message, Part, Segment, Source, StopReason, Tokens, Trajectory
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine(checkpoint):
     features = FeatureCache(checkpoint.model, checkpoint.family)
     return HFEngine(checkpoint.model, checkpoint.family, features, batch_size=64, deterministic=True)
 
 
-@pytest.fixture()
+@pytest.fixture
 def prompts(checkpoint, picture):
     """Three prompts of different length, the first two with a picture."""
     media = [(picture(0),), (picture(1, 112, 56),), ()]

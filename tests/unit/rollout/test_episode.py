@@ -19,6 +19,7 @@ LIMITS = {
     "max_context": 4096,
     "max_turn_tokens": 200,
 }
+TOOLS = (Zoom(),)
 ZOOM = '<tool_call>\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 28, 28]}}\n</tool_call>'
 NESTED = ZOOM.replace("28]", '28], "image": 1')
 ANSWER = "<answer>7</answer>"
@@ -42,15 +43,17 @@ class Script:
         if isinstance(turn, Exception):
             raise turn
         ids = [*encode_text(self.family.tokenizer, turn), *self.family.eos_ids][: request.max_tokens]
-        return Completion(ids=tuple(ids), logprobs=(-1.0,) * len(ids), version=3, stopped=ids[-1] in self.family.eos_ids)
+        return Completion(
+            ids=tuple(ids), logprobs=(-1.0,) * len(ids), version=3, stopped=ids[-1] in self.family.eos_ids
+        )
 
 
-@pytest.fixture()
+@pytest.fixture
 def play(checkpoint, picture):
     """play("turn", ..., limit=value) is (trajectory, engine)."""
     family = checkpoint.family
 
-    def run(*turns, tools=(Zoom(),), error_chars=200, prefix="", **limits):
+    def run(*turns, tools=TOOLS, error_chars=200, prefix="", **limits):
         medium = picture(0, 112, 112)
         message = Message(role="user", parts=(Part(media=0), Part(text="Which?")))
         prompt = Prompt(
