@@ -36,6 +36,7 @@ class RunStore:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._lock.close()
             raise MmrlError(f"{path}: another process writes this run; wait for it or choose another name") from None
 
     def clear(self) -> None:
