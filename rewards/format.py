@@ -1,4 +1,4 @@
-"""Does a trajectory keep to the form: calls in every turn but the last, exactly one answer in the last?"""
+"""Does a trajectory keep to the form: every turn but the last ends in a call, the last in exactly one answer?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from mmrl.protocols import RewardContext
 from mmrl.scoring import score_each
-from mmrl.types import Group, Sample, Score, Trajectory
+from mmrl.types import Group, Sample, Score, Trajectory, Turn
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -19,6 +19,8 @@ class Format:
 
     think: Literal["required", "optional", "forbidden"] = "optional"
     """Whether a turn opens with <think>...</think>."""
+    call_close: str = "</tool_call>"
+    """What ends a calling turn: text behind a call would cost nothing, and a policy drifts into it."""
 
     async def score(self, group: Group, context: RewardContext) -> list[Score]:
         return score_each(group, self._score)
@@ -32,11 +34,16 @@ class Format:
             return "no turn"
         for number, turn in enumerate(trajectory.turns):
             fault = self._think_fault(turn.text)
-            if fault is None and number < len(trajectory.turns) - 1 and (turn.error or not turn.calls):
-                fault = turn.error or "no call"
+            if fault is None and number < len(trajectory.turns) - 1:
+                fault = self._call_fault(turn)
             if fault is not None:
                 return f"turn {number}: {fault}"
         return self._answer_fault(trajectory)
+
+    def _call_fault(self, turn: Turn) -> str | None:
+        if turn.error or not turn.calls:
+            return turn.error or "no call"
+        return None if turn.text.rstrip().endswith(self.call_close) else f"nothing may follow {self.call_close}"
 
     def _answer_fault(self, trajectory: Trajectory) -> str | None:
         last = trajectory.turns[-1]
