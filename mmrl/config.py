@@ -338,6 +338,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -353,7 +355,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that load_config reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -367,18 +369,25 @@ def _override(raw: dict[str, Any], override: str) -> None:
         place: Any = part
         if isinstance(at, list):
             if not part.isdigit() or int(part) >= len(at):
-                raise ConfigError(f"override {key}: {'.'.join(parts[:number])} has items 0 to {len(at) - 1}")
+                held = f"items 0 to {len(at) - 1}" if at else "no items"
+                raise ConfigError(f"override {key}: {'.'.join(parts[:number])} has {held}")
             place = int(part)
         elif not isinstance(at, dict):
             raise ConfigError(f"override {key}: {'.'.join(parts[:number])} is a plain value")
         if last:
-            at[place] = yaml.load(text, Loader=_Loader)  # noqa: S506
+            try:
+                at[place] = yaml.load(text, Loader=_Loader)  # noqa: S506
+            except yaml.YAMLError as error:
+                raise ConfigError(f"override {key}: not valid YAML: {' '.join(str(error).split())}") from None
         else:
             at = at[place] if isinstance(at, list) else at.setdefault(place, {})
 
 
 def _describe(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part not in ("sft", "grpo"))
+    loc = problem["loc"]
+    # pydantic puts the stage's type behind its number
+    parts = (*loc[:2], *loc[3:]) if loc[0:1] == ("stages",) else loc
+    place = ".".join(map(str, parts))
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key{suggest(str(problem['loc'][-1]), _siblings(problem['loc']))}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -20,7 +20,7 @@ from mmrl.errors import ConfigError
 def import_object(name: str) -> Any:
     """The object that `name` points at; ConfigError says which half of the name is wrong."""
     module_name, colon, attribute = name.rpartition(":")
-    if not colon:
+    if not colon or not attribute or not all(module_name.split(".")):
         raise ConfigError(f"{name!r}: write 'package.module:Name' or 'path/to/file.py:Name'")
     module = _from_file(Path(module_name)) if module_name.endswith(".py") else _from_package(module_name)
     if not hasattr(module, attribute):
@@ -42,7 +42,8 @@ def build(use: str, fields: Mapping[str, Any], where: str = "") -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}.{place}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{'.'.join(filter(None, (where, place)))}: {message}") from None
 
 
 def suggest(word: str, known: Any) -> str:
@@ -55,7 +56,7 @@ def _from_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name and name.startswith(error.name):
+        if error.name and f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(f"module {name!r} is not installed; check the spelling") from None
         raise
 

@@ -62,6 +62,8 @@ def _all_errors(group: Group, reason: str) -> list[Score]:
 def _checked(score: object) -> Score:
     if not isinstance(score, Score):
         return Score.error(f"must be a Score, got {score!r:.200}")
+    if score.kind is ScoreKind.VALUE and not isinstance(score.value, (int, float)):
+        return Score.error(f"value must be a number, got {score.value!r:.200}")
     if score.kind is ScoreKind.VALUE and not math.isfinite(score.value):
         return Score.error(f"value is {score.value}")
     return score

@@ -115,7 +115,8 @@ def fit_size(size: Size, factor: int, min_pixels: int, max_pixels: int) -> Size:
     w, h = (max(factor, round(side / factor) * factor) for side in size)
     if w * h > max_pixels:
         shrink = math.sqrt(width * height / max_pixels)
-        w, h = (max(factor, math.floor(side / shrink / factor) * factor) for side in size)
+        most = max(factor, max_pixels // factor**2 * factor)  # of one side, where the other is a single patch
+        w, h = (min(max(factor, math.floor(side / shrink / factor) * factor), most) for side in size)
     elif w * h < min_pixels:
         grow = math.sqrt(min_pixels / (width * height))
         w, h = (math.ceil(side * grow / factor) * factor for side in size)
@@ -133,14 +134,14 @@ def view(original: np.ndarray, region: Box | None, seen: Size, *, label: str, pa
     x1, y1, x2, y2 = (int(v) for v in region or (0, 0, width, height))
     cut = Pillow.fromarray(original[y1:y2, x1:x2])
     pixels = np.asarray(cut.resize(seen, Pillow.Resampling.BICUBIC))
-    digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(pixels.tobytes())
     frame = CoordinateFrame(
         original=(width, height),
         seen=seen,
         offset=(float(x1), float(y1)),
         scale=((x2 - x1) / seen[0], (y2 - y1) / seen[1]),
     )
+    digest = hashlib.sha256(repr((pixels.shape, frame, parent)).encode())
+    digest.update(pixels.tobytes())
     return Media(
         kind="image",
         key=digest.hexdigest(),

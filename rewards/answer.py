@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 from mmrl.protocols import RewardContext
 from mmrl.scoring import score_each
@@ -96,7 +96,7 @@ def number(text: str) -> float | None:
     """The number that a text opens with: "1,234.5", "-3/4", "12 %", "5 km"."""
     first, slash, second = text.strip().lstrip("$€£").partition("/")
     top = _leading(first)
-    if slash and top is not None and _leading(first) is not None and first.strip(" +-").replace(",", "").isdigit():
+    if slash and top is not None and NUMBER.fullmatch(first.strip()):
         bottom = _leading(second.strip())
         return top / bottom if bottom else None
     if top is not None and first.rstrip().endswith("%"):
@@ -109,4 +109,5 @@ def _leading(text: str) -> float | None:
     digits = found.group(0).replace(",", "") if found else ""
     if not any(character.isdigit() for character in digits) or digits.lstrip("+-")[:1] in "eE":
         return None
-    return float(Fraction(digits)) if len(digits) < 40 else float(digits)
+    value = float(digits)
+    return value if math.isfinite(value) else None

@@ -50,9 +50,17 @@ class BoxIoU:
     def _overlap(self, turn: Turn, trajectory: Trajectory, gold: tuple[Box, ...]) -> Score:
         assert turn.box is not None
         assert turn.box_on is not None
-        box, reason = valid_box(turn.box, trajectory.media[turn.box_on].frame.original)
+        medium = trajectory.media[turn.box_on]
+        while medium.parent is not None:
+            medium = trajectory.media[medium.parent]
+        first = next(iter(trajectory.media.values()))
+        if medium is not first:
+            return Score.of(self._least(), "the box is on another image than the gold box")
+        size = first.frame.original
+        box, reason = valid_box(turn.box, size)
         if box is None:
             return Score.of(self._least(), reason)
+        gold = tuple(clipped for clipped, _ in (valid_box(one, size) for one in gold) if clipped is not None)
         values = OVERLAPS[self.kind](torch.tensor([box]).double(), torch.tensor(gold).double())
         return Score.of(max(float(values.max()), self._least()))
 

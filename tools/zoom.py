@@ -53,6 +53,8 @@ class Zoom:
         return Observation(media=(crop,), box=region, box_on=image.key)
 
     def _image(self, index: int, state: ToolState) -> Media:
+        if not state.media:
+            raise ToolError("there is no image to look at")
         if not 0 <= index < len(state.media):
             raise ToolError(f"image must be between 0 and {len(state.media) - 1}")
         return state.media[index]

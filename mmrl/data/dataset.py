@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,21 +29,23 @@ class BadRows:
     def __init__(self, path: Path, max_fraction: float, tell: Callable[[str], None]) -> None:
         self.path, self.max_fraction, self.tell = path, max_fraction, tell
         self.count = 0
+        self.by_file: Counter[str] = Counter()
         self.known: set[str] = set()
 
-    def add(self, error: str, num_rows: int) -> None:
+    def add(self, error: str, file: str, num_rows: int) -> None:
         """Note one bad row of a file of `num_rows`; DataError when the share is too large."""
         if error in self.known:
             return
         self.known.add(error)
         self.count += 1
+        self.by_file[file] += 1
         self.tell(f"skipped: {error}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(json.dumps({"error": error}) + "\n")
-        if self.count > self.max_fraction * num_rows:
+        with self.path.open("a", encoding="utf-8", errors="replace") as lines:
+            lines.write(json.dumps({"error": error}) + "\n")
+        if self.by_file[file] > self.max_fraction * num_rows:
             raise DataError(
-                f"{self.count} of {num_rows} rows cannot be used, more than data.max_bad_fraction = "
+                f"{self.by_file[file]} of {num_rows} rows cannot be used, more than data.max_bad_fraction = "
                 f"{self.max_fraction} allows; {self.path} lists them"
             )
 
@@ -62,9 +64,10 @@ class Dataset:
         samples, errors = read_rows(path)
         self.samples: Sequence[Sample] = samples[:limit]
         self.image, self.bad, self.cached = image, bad, cached
+        self.path, self.num_rows = str(path), len(samples) + len(errors)
         self._cache: OrderedDict[MediaRef, Media] = OrderedDict()
         for error in errors:
-            bad.add(error, len(samples) + len(errors))
+            bad.add(error, self.path, self.num_rows)
         if not self.samples:
             raise DataError(f"{path}: holds no usable row")
 
@@ -78,9 +81,13 @@ class Dataset:
             media = tuple(self._media(ref) for ref in sample.media)
             _check_boxes(sample, media)
         except (MediaError, DataError) as error:
-            self.bad.add(f"{sample.where} (id {sample.id}): {error}", len(self.samples))
+            self.refuse(sample, str(error))
             return None
         return Loaded(sample=sample, media=media)
+
+    def refuse(self, sample: Sample, reason: str) -> None:
+        """Count a row as one that cannot be used."""
+        self.bad.add(f"{sample.where} (id {sample.id}): {reason}", self.path, self.num_rows)
 
     def _media(self, ref: MediaRef) -> Media:
         found = self._cache.pop(ref, None) or self.image.load(ref)

@@ -120,7 +120,10 @@ def _role_and_content(message: Any, number: int) -> tuple[Any, str]:
 def _box(box: Any, number: int) -> Box:
     if not isinstance(box, list) or len(box) != 4 or any(type(v) not in (int, float) for v in box):
         raise ValueError(f"boxes.{number}: gold box must be four numbers [x1, y1, x2, y2], got {box!r:.80}")
-    x1, y1, x2, y2 = (float(v) for v in box)
+    try:
+        x1, y1, x2, y2 = (float(v) for v in box)
+    except OverflowError:  # a whole number of hundreds of digits
+        x1 = y1 = x2 = y2 = math.inf
     if not all(map(math.isfinite, (x1, y1, x2, y2))) or not (x1 < x2 and y1 < y2):
         raise ValueError(f"boxes.{number}: gold box must be finite with x1 < x2 and y1 < y2, got {box!r:.80}")
     return (x1, y1, x2, y2)

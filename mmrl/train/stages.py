@@ -72,9 +72,8 @@ class Sft:
             loaded = self.dataset.load(index)
             trajectory = loaded and demonstrate(self.session, loaded)
             if loaded and not trajectory:
-                self.session.bad.add(
-                    f"{loaded.sample.where}: the demonstration does not end in an answer within the episode's limits",
-                    len(self.dataset),
+                self.dataset.refuse(
+                    loaded.sample, "the demonstration does not end in an answer within the episode's limits"
                 )
             if not trajectory:
                 return None
