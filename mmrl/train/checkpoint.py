@@ -96,7 +96,8 @@ def read_state(path: Path) -> State:
 
 def complete(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.endswith(".part"))
+    found = [path.parent for path in folder.glob("*/manifest.json")]
+    return sorted(path for path in found if not path.is_symlink() and path.suffix != ".part")
 
 
 def best(folder: Path) -> Path | None:
@@ -115,11 +116,17 @@ def _scored(folder: Path) -> list[tuple[float, Path]]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the best one."""
-    spared = {best(folder), *complete(folder)[-keep:]}
-    for path in complete(folder):
-        if path not in spared:
+    """Remove all but the `keep` newest checkpoints and the best one, and link to the last and the best."""
+    found, best_one = complete(folder), best(folder)
+    for path in found[:-keep]:
+        if path != best_one:
             shutil.rmtree(path)
+    for name, path in (("last", found[-1]), ("best", best_one)):
+        if path is not None:
+            link = folder / f"{name}.part"
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.name)
+            link.replace(folder / name)
 
 
 def verify(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,9 @@ def open_session(
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     if config.deterministic:
-        torch.use_deterministic_algorithms(True)
+        # On a GPU some kernels have no deterministic form: they warn, and a run repeats closely instead of to the bit.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     for number, step in enumerate(config.setup):
         build(step.use, step.fields, f"setup.{number}").prepare(config.seed)
     section = config.model

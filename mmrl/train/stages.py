@@ -18,6 +18,7 @@ from mmrl.config import GrpoStage, SftStage, stage_name
 from mmrl.data.dataset import Loaded
 from mmrl.data.sampler import Sampler
 from mmrl.errors import DataError
+from mmrl.protocols import LossInputs, LossTerms
 from mmrl.rollout.demonstrate import Demonstrator
 from mmrl.rollout.episode import Episode, Sampling
 from mmrl.rollout.toolbox import Toolbox
@@ -203,7 +204,7 @@ class Watched:
         self.engine_logprobs_N = torch.from_numpy(engine_logprobs_N)
         self.logprobs_N = torch.zeros_like(self.engine_logprobs_N)
 
-    def __call__(self, inputs):  # type: ignore[no-untyped-def]
+    def __call__(self, inputs: LossInputs) -> LossTerms:
         self.logprobs_N[inputs.index_N] = inputs.logprobs_N.double().cpu()
         return self.loss(inputs)
 

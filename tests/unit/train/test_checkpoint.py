@@ -91,7 +91,8 @@ def test_pruning_keeps_the_newest_and_the_best(save, tmp_path):
     checkpoints.prune(tmp_path, keep=2)
     assert [checkpoints.read_state(path).step for path in checkpoints.complete(tmp_path)] == [2, 4, 5]
     assert checkpoints.best_metric(tmp_path) == 0.9
-    assert checkpoints.read_state(checkpoints.best(tmp_path)).step == 2
+    assert checkpoints.read_state(tmp_path / "best").step == 2
+    assert checkpoints.read_state(tmp_path / "last").step == 5
 
 
 def test_checkpoints_are_ordered_by_stage_then_step(save, tmp_path):
