@@ -21,7 +21,7 @@ from mmrl.report.summary import COLUMN_TITLES, summary_columns, summary_rows, su
 from mmrl.types import Box, CoordinateFrame
 
 Line = Mapping[str, Any]
-PICTURE_SIDE = 300
+PICTURE_SIDE = 240
 """Longest side of a picture on the page, CSS pixels; smaller pictures are enlarged."""
 PAD_RUN = re.compile(r"(?:<\|(?:image|video|vision)_pad\|>)+")
 PART_TITLES = {
