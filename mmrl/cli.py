@@ -109,6 +109,9 @@ def main() -> None:
     except MmrlError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(130 if isinstance(error, StoppedError) else 2)
+    except KeyboardInterrupt:
+        print("interrupted; what was written stays, and the same command continues", file=sys.stderr)
+        sys.exit(130)
 
 
 def _print_summary(path: Path) -> None:

@@ -119,10 +119,11 @@ class HFEngine:
                 completions = await asyncio.get_running_loop().run_in_executor(self._thread, self.decode, requests)
         except Exception as error:  # a failed batch costs its episodes, not the run
             for _, future in batch:
-                future.set_exception(error)
+                if not future.done():
+                    future.set_exception(error)
             return
         for (_, future), completion in zip(batch, completions, strict=True):
-            if not future.cancelled():
+            if not future.done():
                 future.set_result(completion)
 
     @torch.no_grad()

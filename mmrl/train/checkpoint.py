@@ -121,12 +121,17 @@ def prune(folder: Path, keep: int) -> None:
     for path in found[:-keep]:
         if path != best_one:
             shutil.rmtree(path)
-    for name, path in (("last", found[-1]), ("best", best_one)):
-        if path is not None:
-            link = folder / f"{name}.part"
-            link.unlink(missing_ok=True)
-            link.symlink_to(path.name)
-            link.replace(folder / name)
+    link(folder / "last", found[-1])
+    if best_one is not None:
+        link(folder / "best", best_one)
+
+
+def link(place: Path, target: Path) -> None:
+    """Have `place` lead to `target`, beside it; it always leads to a checkpoint."""
+    part = place.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target.name)
+    part.replace(place)
 
 
 def verify(path: Path) -> None:

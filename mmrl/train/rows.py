@@ -37,8 +37,8 @@ def build_row(trajectory: Trajectory, family: ModelFamily) -> Row:
 
 def sampled_logprobs(trajectories: Sequence[Trajectory]) -> np.ndarray:
     """(N,) log-probs of the engine that sampled them, flat in row order."""
-    parts = [s.logprobs for t in trajectories for s in t.segments if s.source is Source.MODEL]
-    return np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])
+    values = [value for t in trajectories for s in t.segments if s.source is Source.MODEL for value in s.logprobs]
+    return np.array(values, dtype=np.float64)
 
 
 def micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:

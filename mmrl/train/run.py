@@ -30,8 +30,8 @@ from mmrl.train.session import open_session
 from mmrl.train.stages import Grpo, Sft
 from mmrl.types import Group
 
-MAX_NON_FINITE = 5
-"""Steps in a row whose loss or gradient is not finite, after which a run ends."""
+MAX_SKIPPED = 5
+"""Steps in a row without an update, after which a run ends."""
 
 
 def train(config: RunConfig, *, overwrite: bool = False) -> Path:
@@ -44,8 +44,8 @@ def train(config: RunConfig, *, overwrite: bool = False) -> Path:
         if overwrite:
             store.clear()
         claim(store, config)
-        with Progress() as progress, stop_on_signal() as stop:
-            Run(config, store, progress, stop).run()
+        with Progress() as progress:
+            Run(config, store, progress).run()
     finally:
         store.close()
     return config.run_dir
@@ -54,8 +54,8 @@ def train(config: RunConfig, *, overwrite: bool = False) -> Path:
 class Run:
     """One training run in its directory."""
 
-    def __init__(self, config: RunConfig, store: RunStore, progress: Progress, stop: threading.Event) -> None:
-        self.config, self.store, self.progress, self.stop = config, store, progress, stop
+    def __init__(self, config: RunConfig, store: RunStore, progress: Progress) -> None:
+        self.config, self.store, self.progress = config, store, progress
         self.names = [stage_name(stage) for stage in config.stages]
         self.rewards = [reward.name for reward in config.rewards]
         self.checkpoints = store.path / "checkpoints"
@@ -86,21 +86,21 @@ class Run:
         active = self._activate(number, section, state)
         done = state.step if state else 0
         self.progress.stage(active.name, section.steps, done)
-        bad_streak = 0
-        for step in range(done, section.steps):
-            metrics = self._step(active, step)
-            bad_streak = bad_streak + 1 if "skipped" in metrics else 0
-            if bad_streak == MAX_NON_FINITE:
-                raise MmrlError(
-                    f"{active.name}: loss or gradient not finite in {bad_streak} steps in a row, the last of them "
-                    f"step {step + 1}; lower the learning rate or see metrics.jsonl. The weights are as before them"
-                )
-            if self._due(active, step + 1, metrics) or self.stop.is_set():
-                self._save(active, step + 1, metrics)
-            if self.stop.is_set():
-                raise StoppedError(
-                    f"stopped after {active.name} step {step + 1}; the same command continues from there"
-                )
+        with stop_on_signal() as stop:
+            skipped = 0
+            for step in range(done, section.steps):
+                metrics = self._step(active, step)
+                skipped = skipped + 1 if "skipped" in metrics else 0
+                if skipped == MAX_SKIPPED:
+                    raise MmrlError(
+                        f"{active.name}: no update in {skipped} steps in a row, the last of them step {step + 1}: loss "
+                        "or gradient not finite, or no rollout that could be scored; see metrics.jsonl and rollouts/. "
+                        "The weights are as they were before these steps"
+                    )
+                if stop.is_set() or self._due(active, step + 1, metrics):
+                    self._save(active, step + 1, metrics)
+                if stop.is_set():
+                    raise StoppedError(f"stopped after {active.name} step {step + 1}; the same command continues there")
 
     def _activate(self, number: int, section: SftStage | GrpoStage, state: checkpoint.State | None) -> _Active:
         """The stage's parts; with `state`, as they were when the last checkpoint was written."""

@@ -113,10 +113,10 @@ class Grpo:
         )
 
     def _update(self, groups: Sequence[Group], number: int) -> Metrics:
-        """One pass or more over the batch; without a usable trajectory, none."""
+        """One pass or more over the batch. Without a usable trajectory there is none, and the step is skipped."""
         batch = Batch(groups, self.session, self.config, self.session.seed(stage_name(self.config), "shuffle", number))
         if not batch.rows:
-            return {"zero_groups": 1.0}
+            return {"skipped": 1.0}
         strict = self.config.epochs == self.config.minibatches == 1
         old_N = None if strict else self.engine.logprobs(batch.rows, batch.media)
         ref_N = None
@@ -165,18 +165,18 @@ class Grpo:
 
 
 class Batch:
-    """The scored trajectories of one batch of rollouts, as rows with advantages."""
+    """The scored trajectories of one batch of rollouts, as rows with advantages; unscored ones are left out."""
 
     def __init__(self, groups: Sequence[Group], session: Session, config: GrpoStage, seed: int) -> None:
         played = [
             (number, trajectory)
             for number, group in enumerate(groups)
             for trajectory in group.trajectories
-            if trajectory.stop is not StopReason.ENGINE_ERROR and trajectory.num_model_tokens
+            if trajectory.reward.kind is ScoreKind.VALUE and usable(trajectory)
         ]
         self.trajectories = [trajectory for _, trajectory in played]
         self.group_B = np.array([number for number, _ in played], dtype=np.int64)
-        self.rewards_B = np.array([reward_value(trajectory) for trajectory in self.trajectories])
+        self.rewards_B = np.array([trajectory.reward.value for trajectory in self.trajectories])
         self.advantages_B = group_advantages(self.rewards_B, self.group_B, centre=config.centre, scale=config.scale)
         if config.shuffle_advantages:
             self.advantages_B = shuffled(self.advantages_B, self.rewards_B, seed)
@@ -246,9 +246,9 @@ def demonstrate(session: Session, loaded: Loaded) -> Trajectory | None:
     return trajectory if trajectory.stop is StopReason.ANSWERED else None
 
 
-def reward_value(trajectory: Trajectory) -> float:
-    """The reward, or NaN where there is none."""
-    return trajectory.reward.value if trajectory.reward.kind is ScoreKind.VALUE else float("nan")
+def usable(trajectory: Trajectory) -> bool:
+    """Whether there is something to train on; a failed engine says nothing about the policy."""
+    return trajectory.stop is not StopReason.ENGINE_ERROR and trajectory.num_model_tokens > 0
 
 
 def all_media(trajectories: Sequence[Trajectory]) -> dict[str, Media]:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from mmrl.errors import DataError
+from mmrl.errors import DataError, MmrlError
 from mmrl.train.run import train
 
 SHORT = ("stages.0.steps=1", "stages.1.steps=1", "stages.1.prompts_per_step=2", "evaluate.limit=4")
@@ -81,6 +81,14 @@ def test_a_reward_that_fails_is_an_error_in_the_metrics_and_trains_nothing(load,
     last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["score_errors/accuracy"] == 4  # two prompts, two rollouts each
     assert last["reward"] is None
-    assert last["grad_norm"] == 0
+    assert last["skipped"] == 1
+    assert "loss" not in last
     line = json.loads((run_dir / "rollouts" / "stream.jsonl").read_text().splitlines()[0])
     assert "the judge does not answer" in line["scores"]["accuracy"]["reason"]
+
+
+def test_a_run_in_which_nothing_can_be_scored_ends_with_a_line_that_says_so(load, workspace):
+    config = load("name=hopeless", *SHORT, "stages.1.steps=9", "rewards.0={use: failing.py:Fails, name: accuracy}")
+    with pytest.raises(MmrlError, match="grpo: no update in 5 steps in a row, the last of them step 5"):
+        train(config)
+    assert config.run_dir.joinpath("checkpoints", "last").name == "last"

@@ -91,7 +91,7 @@ def test_two_steps_and_two_more_equal_four_straight_to_the_bit(config, straight)
 
 def test_a_run_stopped_by_a_signal_saves_and_goes_on_exactly(config, straight):
     stopped = config("stopped", kill=signal.SIGTERM)
-    with pytest.raises(StoppedError, match="grpo step 2; the same command continues"):
+    with pytest.raises(StoppedError, match="grpo step 2; the same command continues there"):
         train(stopped)
     train(stopped)
     assert_same(stopped.run_dir, straight)
