@@ -40,9 +40,9 @@ class Demonstrator:
         tool = self.tools.get(call.name)
         fields = tool.arguments.model_fields if tool else {}
         arguments: dict[str, Any] = dict(call.arguments)
-        image = self.media[arguments.get("image", 0)]
         for name, field in fields.items():
             if name in arguments and any(isinstance(mark, BoxField) for mark in field.metadata):
+                image = self.media[arguments.get("image", 0)]
                 arguments[name] = spoken_box(arguments[name], image, self.family)
         return ToolCall(name=call.name, arguments=arguments)
 

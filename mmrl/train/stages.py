@@ -71,12 +71,13 @@ class Sft:
     def _example(self, index: int) -> Example | None:
         if index not in self.examples:
             loaded = self.dataset.load(index)
-            trajectory = loaded and demonstrate(self.session, loaded)
-            if loaded and not trajectory:
+            if loaded is None:
+                return None
+            trajectory = demonstrate(self.session, loaded)
+            if trajectory.stop is not StopReason.ANSWERED:
                 self.dataset.refuse(
-                    loaded.sample, "the demonstration does not end in an answer within the episode's limits"
+                    loaded.sample, f"the demonstration is not played to its answer: {ending(trajectory)}"
                 )
-            if not trajectory:
                 return None
             self.examples[index] = Example(
                 row=build_row(trajectory, self.session.checkpoint.family),
@@ -229,8 +230,8 @@ def draw(sampler: Sampler, count: int, load: Callable[[int], T | None]) -> list[
     raise DataError("too few usable rows to fill a batch; see data_errors.jsonl")
 
 
-def demonstrate(session: Session, loaded: Loaded) -> Trajectory | None:
-    """The row's demonstration as a trajectory; None where it does not end in an answer."""
+def demonstrate(session: Session, loaded: Loaded) -> Trajectory:
+    """The row's demonstration, played through the episode loop."""
     runner = session.runner
     prompt = runner.prompt(loaded, 0)
     episode = Episode(
@@ -242,8 +243,13 @@ def demonstrate(session: Session, loaded: Loaded) -> Trajectory | None:
         limits=runner.limits,
         sampling=Sampling(temperature=0.0, seed=0),
     )
-    trajectory = asyncio.run(episode.run())
-    return trajectory if trajectory.stop is StopReason.ANSWERED else None
+    return asyncio.run(episode.run())
+
+
+def ending(trajectory: Trajectory) -> str:
+    """How a trajectory ended, in words for an error message."""
+    error = trajectory.turns[-1].error if trajectory.turns else None
+    return f"{trajectory.stop.value} after {len(trajectory.turns)} turn(s)" + (f" ({error})" if error else "")
 
 
 def usable(trajectory: Trajectory) -> bool:

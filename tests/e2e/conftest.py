@@ -26,3 +26,20 @@ def load(workspace, monkeypatch):
 
     monkeypatch.chdir(workspace)
     return lambda *overrides: load_config(ROOT / "configs" / "debug.yaml", list(overrides))
+
+
+@pytest.fixture
+def demo_rows(load, workspace):
+    """demo_rows("train") are the rows of a file of the debug configuration; its folder is demo_rows.folder."""
+    import json
+
+    from mmrl.resolve import build
+
+    plugin = load().setup[0]
+    build(plugin.use, plugin.fields).prepare(0)
+
+    def read(name):
+        return [json.loads(line) for line in (read.folder / f"{name}.jsonl").read_text().splitlines()]
+
+    read.folder = workspace / "data" / "zoom_digits_debug"
+    return read

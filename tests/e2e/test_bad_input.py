@@ -12,25 +12,29 @@ SHORT = ("stages.0.steps=1", "stages.1.steps=1", "stages.1.prompts_per_step=2", 
 
 
 @pytest.fixture
-def spoil(load, workspace):
-    """spoil(number, ...) is a file of the training rows in which each numbered row is replaced."""
-    from mmrl.resolve import build
-
-    plugin = load().setup[0]
-    build(plugin.use, plugin.fields).prepare(0)
-    folder = workspace / "data" / "zoom_digits_debug"
+def spoil(demo_rows):
+    """spoil(name, changes) is a file of the training rows in which the numbered ones are changed."""
 
     def make(name, changes):
-        rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-        lines = [json.dumps(row | changes.get(number, {})) for number, row in enumerate(rows)]
-        (folder / name).write_text("\n".join(lines) + "\n")
+        lines = [json.dumps(row | changes.get(number, {})) for number, row in enumerate(demo_rows("train"))]
+        (demo_rows.folder / name).write_text("\n".join(lines) + "\n")
         return f"data/zoom_digits_debug/{name}"
 
     return make
 
 
-def test_a_run_goes_on_without_its_unusable_rows_and_lists_them(load, spoil, workspace):
-    folder = workspace / "data" / "zoom_digits_debug"
+@pytest.fixture
+def failing(load, workspace):
+    """failing("key=value", ...) is a short run whose reward always raises."""
+    (workspace / "failing.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass\nclass Fails:\n"
+        "    async def score(self, group, context):\n        raise OSError('the judge does not answer')\n"
+    )
+    return lambda *overrides: load(*SHORT, "rewards.0={use: failing.py:Fails, name: accuracy}", *overrides)
+
+
+def test_a_run_goes_on_without_its_unusable_rows_and_lists_them(load, spoil, demo_rows):
+    folder = demo_rows.folder
     (folder / "torn.png").write_bytes((folder / "train" / "0.png").read_bytes()[:500])
     shutil.copy(folder / "train" / "0.png", folder / "fine.png")
     rows = spoil(
@@ -71,13 +75,8 @@ def test_too_many_unusable_rows_stop_the_run_and_say_where_they_are_listed(load,
         train(load("name=worse", *SHORT, f"stages.1.rows={rows}"))
 
 
-def test_a_reward_that_fails_is_an_error_in_the_metrics_and_trains_nothing(load, workspace):
-    (workspace / "failing.py").write_text(
-        "from dataclasses import dataclass\n\n\n@dataclass\nclass Fails:\n"
-        "    async def score(self, group, context):\n        raise OSError('the judge does not answer')\n"
-    )
-    config = load("name=failing", *SHORT, "rewards.0={use: failing.py:Fails, name: accuracy}")
-    run_dir = train(config)
+def test_a_reward_that_fails_is_an_error_in_the_metrics_and_trains_nothing(failing):
+    run_dir = train(failing("name=failing"))
     last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["score_errors/accuracy"] == 4  # two prompts, two rollouts each
     assert last["reward"] is None
@@ -87,8 +86,28 @@ def test_a_reward_that_fails_is_an_error_in_the_metrics_and_trains_nothing(load,
     assert "the judge does not answer" in line["scores"]["accuracy"]["reason"]
 
 
-def test_a_run_in_which_nothing_can_be_scored_ends_with_a_line_that_says_so(load, workspace):
-    config = load("name=hopeless", *SHORT, "stages.1.steps=9", "rewards.0={use: failing.py:Fails, name: accuracy}")
+def test_a_run_in_which_nothing_can_be_scored_ends_with_a_line_that_says_so(failing):
     with pytest.raises(MmrlError, match="grpo: no update in 5 steps in a row, the last of them step 5"):
-        train(config)
-    assert config.run_dir.joinpath("checkpoints", "last").name == "last"
+        train(failing("name=hopeless", "stages.1.steps=9"))
+
+
+def test_a_demonstration_that_cannot_be_played_costs_its_row_and_says_why(load, demo_rows):
+    rows = demo_rows("demonstrations")
+    answer = [{"role": "assistant", "content": "<answer>1</answer>"}]
+
+    def call(**arguments):
+        return [{"role": "assistant", "tool_calls": [{"name": "image_zoom_in_tool", "arguments": arguments}]}]
+
+    rows[0]["demonstration"] = []
+    rows[1]["demonstration"] = call(bbox_2d=[1, 2, 3]) + answer
+    rows[2]["demonstration"] = call(bbox_2d=[0, 0, 40, 40], image=7) + answer
+    rows[3]["demonstration"] = [{"role": "assistant", "content": "no answer"}]
+    (demo_rows.folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = "data/zoom_digits_debug/odd.jsonl"
+    config = load(
+        "name=odd", *SHORT, f"stages.0.rows={file}", "stages.0.examples_per_step=12", "data.max_bad_fraction=0.5"
+    )
+    errors = [json.loads(line)["error"] for line in (train(config) / "data_errors.jsonl").read_text().splitlines()]
+    assert sorted(error.split(" (id")[0] for error in errors) == [f"{file} row {n}" for n in range(4)]
+    assert any("parse_failed after 1 turn(s)" in error for error in errors)
+    assert all("the demonstration is not played to its answer" in error for error in errors)
