@@ -84,6 +84,19 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, checkpoint: Checkp
     print(f"Report: {report}")
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Directory of a run, finished or not.", show_default=False)],
+    trajectories: Annotated[int, typer.Option(min=0, help="Shown of each file of rollouts, at most.")] = 40,
+) -> None:
+    """Write the report of a run anew from its files."""
+    from mmrl.report.html import write_report
+
+    if not (run / "config.yaml").is_file():
+        raise MmrlError(f"{run}: holds no run; name a directory such as runs/quickstart")
+    print(f"Report: {write_report(run, trajectories)}")
+
+
 @config_app.command("show")
 def show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the whole configuration, defaults and overrides included."""

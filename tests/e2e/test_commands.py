@@ -82,6 +82,15 @@ def test_rollout_and_eval_take_a_checkpoint_of_the_run(trained, mmrl, workspace)
     assert found["tools"] == json.loads((workspace / "runs/trained/summary.json").read_text())["after"]
 
 
+def test_the_report_can_be_written_anew_while_a_run_is_going(trained, mmrl, workspace):
+    page = workspace / "runs/trained/report.html"
+    page.unlink()
+    (workspace / "runs/trained/summary.json").rename(workspace / "summary.aside")
+    assert mmrl("report", "runs/trained").returncode == 0
+    (workspace / "summary.aside").rename(workspace / "runs/trained/summary.json")
+    assert page.read_text().count("<article>") >= 20
+
+
 def test_rollout_works_by_itself(mmrl):
     played = mmrl("rollout", DEBUG, "name=alone", "--limit", 1)
     assert played.returncode == 0, played.stderr
@@ -96,6 +105,7 @@ def test_rollout_works_by_itself(mmrl):
         (("train", DEBUG, "name=b", "model.path=no/such/folder"), "no folder no/such/folder"),
         (("train", DEBUG, "name=b", "stages.0.rows=missing.jsonl"), "missing.jsonl: cannot be read"),
         (("train", DEBUG, "name=b", "rewards.0.use=mmrl.rewards.answer:Exct"), "did you mean 'Exact'"),
+        (("report", "nowhere"), "nowhere: holds no run"),
         (("eval", DEBUG, "--checkpoint", "nowhere"), "--checkpoint: no folder nowhere"),
     ],
 )
