@@ -94,6 +94,7 @@ def test_the_report_can_be_written_anew_while_a_run_is_going(trained, mmrl, work
 def test_rollout_works_by_itself(mmrl):
     played = mmrl("rollout", DEBUG, "name=alone", "--limit", 1)
     assert played.returncode == 0, played.stderr
+    assert "model: data/zoom_digits_debug/model-0" in played.stdout
     assert "test-0.0" in played.stdout
 
 
