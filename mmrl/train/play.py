@@ -74,17 +74,15 @@ def _held_out(config: RunConfig) -> str:
 @contextmanager
 def _session(config: RunConfig, kind: str, checkpoint: Path | None) -> Iterator[tuple[Session, RunStore, Progress]]:
     """Everything opened, in a directory of its own that is emptied first."""
+    folder = _model_folder(checkpoint)
     config = config.model_copy(update={"name": f"{config.name}-{kind}"})
     store = RunStore(config.run_dir)
     try:
         store.clear()
         write_atomic(store.path / "config.yaml", dump_config(config))
         with Progress() as progress:
-            yield (
-                open_session(config, model_path=_model_folder(checkpoint), tell=progress.print),
-                store,
-                progress,
-            )
+            progress.print(f"model: {folder or config.model_path}")
+            yield open_session(config, model_path=folder, tell=progress.print), store, progress
     finally:
         store.close()
 
