@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from mmrl.types import CoordinateFrame, Media
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
