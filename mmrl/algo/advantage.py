@@ -57,7 +57,8 @@ def shuffled(advantages_B: np.ndarray, rewards_B: np.ndarray, seed: int) -> np.n
 def _centred(rewards: np.ndarray, centre: Centre) -> np.ndarray:
     if centre == "none":
         return rewards
-    difference = rewards - rewards.mean()
+    # The mean of equal numbers may differ from them by rounding, which a small divisor would enlarge.
+    difference = rewards - rewards.mean() if np.ptp(rewards) else np.zeros_like(rewards)
     return difference * len(rewards) / (len(rewards) - 1) if centre == "loo" else difference
 
 
