@@ -110,8 +110,8 @@ class EpisodeSection(Model):
     max_calls: int = Field(default=4, ge=0)
     """Tool calls in an episode, malformed ones included."""
     max_calls_per_turn: int = Field(default=1, ge=1)
-    max_images: int = Field(default=8, ge=1)
-    """Images in an episode, the prompt's included."""
+    max_media: int = Field(default=8, ge=1)
+    """Images, videos and audios in an episode, the prompt's included."""
     max_context: int = Field(default=4096, ge=1)
     """Tokens in an episode."""
     max_turn_tokens: int = Field(default=512, ge=1)

@@ -16,6 +16,7 @@ from mmrl.types import (
     Media,
     MediaRef,
     Message,
+    Region,
     Row,
     Score,
     Tokens,
@@ -66,10 +67,7 @@ class Observation:
 
     text: str = ""
     media: tuple[Media, ...] = ()
-    box: Box | None = None
-    """In original pixels of the root medium."""
-    box_on: str | None = None
-    """Key of the medium from which the model read the box."""
+    region: Region | None = None
 
 
 class ToolError(Exception):

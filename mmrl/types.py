@@ -1,7 +1,8 @@
 """The vocabulary: every value that crosses a module boundary is one of these.
 
 All are frozen, slotted and keyword-only. Pixel sizes are (width, height); boxes are (x1, y1, x2, y2);
-arrays are H x W x 3 uint8 RGB. "Original" always means the medium's own pixels after EXIF rotation.
+pictures are H x W x 3 uint8 RGB; times are seconds of presentation time, from the start of the file.
+"Original" always means the medium's own pixels after rotation.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 Box = tuple[float, float, float, float]
 """(x1, y1, x2, y2) with x1 < x2 and y1 < y2."""
+Point = tuple[float, float]
+"""(x, y)."""
+TimeSpan = tuple[float, float]
+"""(start, end) in seconds of presentation time, start < end."""
 Role = Literal["system", "user", "assistant", "tool"]
 MediaKind = Literal["image", "video", "audio"]
 
@@ -31,8 +36,12 @@ class MediaRef:
     kind: MediaKind
     path: str | None = None
     root: str | None = None
-    data: bytes | None = None
+    data: bytes | None = field(default=None, repr=False)
     """The encoded file itself, where there is no path."""
+    pictures: tuple[str, ...] = ()
+    """A video that is given as pictures, in order: their paths."""
+    span: TimeSpan | None = None
+    """Only this part of a video or an audio; None is all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,24 +75,49 @@ class CoordinateFrame:
         return ((x1 - ox) / sx, (y1 - oy) / sy, (x2 - ox) / sx, (y2 - oy) / sy)
 
 
+NO_PICTURE = CoordinateFrame(original=(0, 0), seen=(0, 0))
+"""The frame of a medium that has no pixels."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Media:
-    """A decoded medium as the model sees it.
+    """A decoded medium as the model is given it.
 
-    `key` is a content hash: equal keys mean equal `pixels`, whatever file or tool they came from.
+    `key` is a content hash: equal keys mean equal `data`, whatever file or tool they came from.
     """
 
     kind: MediaKind
     key: str
-    pixels: np.ndarray = field(repr=False)
-    """What the model sees, H x W x 3 uint8."""
-    frame: CoordinateFrame
-    original: np.ndarray = field(repr=False)
-    """The original's own pixels, H x W x 3 uint8; crops are taken from here."""
+    data: np.ndarray = field(repr=False)
+    """Image: H x W x 3 uint8. Video: T x H x W x 3 uint8. Audio: (N,) float32 mono at 16 kHz."""
+    frame: CoordinateFrame = NO_PICTURE
+    """Of an image, and of every frame of a video."""
+    original: np.ndarray | None = field(default=None, repr=False)
+    """An image's own pixels, H x W x 3 uint8; crops are taken from here."""
+    times: tuple[float, ...] = ()
+    """When each frame of a video is shown; for a picture out of a video, its one time."""
+    span: TimeSpan | None = None
+    """The part of the file that a video or an audio covers."""
+    source: MediaRef | None = None
+    """The file of a video or an audio, for tools that look closer."""
     parent: str | None = None
     """Key of the medium that a tool cut this one from."""
     label: str = ""
     """Where it came from, for error messages and the report (a file name, "crop of image 0")."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A part of a medium that the model asked for."""
+
+    on: str
+    """Key of the medium that it was read from."""
+    box: Box | None = None
+    """In original pixels of the root medium."""
+    span: TimeSpan | None = None
+    """Of the file."""
+    times: tuple[float, ...] = ()
+    """Single moments of the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +127,8 @@ class Part:
     text: str | None = None
     media: int | None = None
     """Index into the sample's (or the observation's) media."""
+    sound: int | None = None
+    """Beside a video: index of the audio that is heard with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +152,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gold:
-    """What a reward compares with. Boxes are in the pixels of image 0's original."""
+    """What a reward compares with. Boxes and points are in the pixels of medium 0's original, times in its seconds."""
 
     answer: str | None = None
     boxes: tuple[Box, ...] = ()
+    points: tuple[Point, ...] = ()
+    spans: tuple[TimeSpan, ...] = ()
+    track: tuple[tuple[float, Box], ...] = ()
+    """One object through a video: (time, box)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +190,19 @@ class Source(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaSpan:
-    """Where a medium's placeholder ids stand. `start` counts from the start of the thing that holds the span."""
+    """Where placeholder ids of a medium stand. `start` counts from the start of the thing that holds the span."""
 
     key: str
     start: int
     length: int
-    grid: tuple[int, int, int]
-    """(t, h, w) in merged vision tokens: t * h * w == length."""
+    grid: tuple[int, int, int] | None
+    """(t, h, w) in merged vision tokens: t * h * w == length. None: positions run as those of text (audio)."""
+    offset: int = 0
+    """Which of the medium's features stands at `start`; more than 0 where a medium is spread over several spans."""
+    step: float = 1.0
+    """Positions from one step of the grid in time to the next."""
+    joined: bool = False
+    """Shown at the same time as the span before it: positions go on from `offset`, counted from that span's origin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,10 +238,8 @@ class Turn:
     answer: str | None = None
     error: str | None = None
     """What the model was told about a malformed or failed call."""
-    box: Box | None = None
-    """The region that a call asked for, in original pixels of the root medium."""
-    box_on: str | None = None
-    """Key of the medium that the model read the box from."""
+    regions: tuple[Region, ...] = ()
+    """What the calls looked at, in order."""
     results: tuple[str, ...] = ()
     """Keys of the media that the tools returned."""
 
@@ -209,7 +253,7 @@ class StopReason(enum.StrEnum):
     MAX_TOKENS = "max_tokens"
     CONTEXT_FULL = "context_full"
     TOOL_BUDGET = "tool_budget"
-    IMAGE_BUDGET = "image_budget"
+    MEDIA_BUDGET = "media_budget"
     ENGINE_ERROR = "engine_error"
 
 

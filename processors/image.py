@@ -145,7 +145,7 @@ def view(original: np.ndarray, region: Box | None, seen: Size, *, label: str, pa
     return Media(
         kind="image",
         key=digest.hexdigest(),
-        pixels=pixels,
+        data=pixels,
         frame=frame,
         original=original,
         parent=parent,

@@ -12,7 +12,7 @@ from torchvision import ops
 from mmrl.boxes import valid_box
 from mmrl.protocols import RewardContext
 from mmrl.scoring import score_each
-from mmrl.types import Box, Group, Sample, Score, Trajectory, Turn
+from mmrl.types import Box, Group, Region, Sample, Score, Trajectory
 
 OVERLAPS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "iou": ops.box_iou,
@@ -39,25 +39,24 @@ class BoxIoU:
     def _score(self, trajectory: Trajectory, sample: Sample) -> Score:
         if not sample.gold.boxes:
             return Score.not_applicable("the row has no gold box")
-        asked = [turn for turn in trajectory.turns if turn.box is not None]
+        asked = [region for turn in trajectory.turns for region in turn.regions if region.box is not None]
         if not asked:
             return Score.of(self._least(), "no box was asked for")
-        scores = [self._overlap(turn, trajectory, sample.gold.boxes) for turn in asked]
+        scores = [self._overlap(region, trajectory, sample.gold.boxes) for region in asked]
         if self.which == "best":
             return max(scores, key=lambda score: score.value)
         return scores[0 if self.which == "first" else -1]
 
-    def _overlap(self, turn: Turn, trajectory: Trajectory, gold: tuple[Box, ...]) -> Score:
-        assert turn.box is not None
-        assert turn.box_on is not None
-        medium = trajectory.media[turn.box_on]
+    def _overlap(self, region: Region, trajectory: Trajectory, gold: tuple[Box, ...]) -> Score:
+        assert region.box is not None
+        medium = trajectory.media[region.on]
         while medium.parent is not None:
             medium = trajectory.media[medium.parent]
         first = next(iter(trajectory.media.values()))
         if medium is not first:
             return Score.of(self._least(), "the box is on another image than the gold box")
         size = first.frame.original
-        box, reason = valid_box(turn.box, size)
+        box, reason = valid_box(region.box, size)
         if box is None:
             return Score.of(self._least(), reason)
         gold = tuple(clipped for clipped, _ in (valid_box(one, size) for one in gold) if clipped is not None)

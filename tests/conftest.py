@@ -34,6 +34,6 @@ def picture():
     def make(seed=0, width=56, height=56):
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
         frame = CoordinateFrame(original=(width, height), seen=(width, height))
-        return Media(kind="image", key=f"picture-{seed}-{width}x{height}", pixels=pixels, frame=frame, original=pixels)
+        return Media(kind="image", key=f"picture-{seed}-{width}x{height}", data=pixels, frame=frame, original=pixels)
 
     return make

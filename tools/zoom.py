@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from mmrl.boxes import BoxArgument
 from mmrl.processors.image import fit_size, view
 from mmrl.protocols import Observation, ToolError, ToolState
-from mmrl.types import Box, Media
+from mmrl.types import Box, Media, Region
 
 
 class ZoomArguments(BaseModel):
@@ -49,8 +49,9 @@ class Zoom:
         except ValueError as error:
             raise ToolError(f"the region of {error}") from None
         label = f"crop of image {arguments.image}"
+        assert image.original is not None
         crop = view(image.original, region, seen, label=label, parent=image.key)
-        return Observation(media=(crop,), box=region, box_on=image.key)
+        return Observation(media=(crop,), region=Region(on=image.key, box=region))
 
     def _image(self, index: int, state: ToolState) -> Media:
         if not state.media:

@@ -154,7 +154,7 @@ class Qwen25VL:
         if not media:
             return []
         device = model.device
-        patches = torch.cat([self.patches(medium.pixels) for medium in media]).to(device, model.dtype)
+        patches = torch.cat([self.patches(medium.data) for medium in media]).to(device, model.dtype)
         sizes = [self.grid(medium) for medium in media]
         grids = torch.tensor([(t, h * self.merge_size, w * self.merge_size) for t, h, w in sizes], device=device)
         output = model.model.get_image_features(patches, image_grid_thw=grids)

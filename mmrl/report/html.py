@@ -167,8 +167,9 @@ def _marks(line: Line, key: str) -> Iterator[Mark]:
         for box in line["gold"]["boxes"]:
             yield from _mark("gold", box, frame)
     for turn in line["turns"]:
-        if turn["box"] is not None and turn["box_on"] == key:
-            yield from _mark("asked", turn["box"], frame)
+        for region in turn["regions"]:
+            if region["box"] is not None and region["on"] == key:
+                yield from _mark("asked", region["box"], frame)
 
 
 def root_of(media: Mapping[str, Line], key: str) -> str:

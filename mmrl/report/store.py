@@ -91,7 +91,7 @@ class RunStore:
     def _save_medium(self, medium: Media) -> None:
         path = self.path / "media" / f"{medium.key}.png"
         if not path.exists():
-            image = Image.fromarray(medium.pixels)
+            image = Image.fromarray(medium.data)
             image.thumbnail((MAX_SIDE, MAX_SIDE))
             part = path.with_suffix(f".{os.getpid()}.part")
             image.save(part, format="PNG")
@@ -137,8 +137,7 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "calls": calls,
         "answer": turn.answer,
         "error": turn.error,
-        "box": turn.box,
-        "box_on": turn.box_on,
+        "regions": [asdict(region) for region in turn.regions],
         "results": list(turn.results),
     }
 

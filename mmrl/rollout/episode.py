@@ -12,10 +12,10 @@ from mmrl.rollout.parse import Action, parse_turn
 from mmrl.rollout.seeds import derive_seed
 from mmrl.rollout.toolbox import Toolbox
 from mmrl.types import (
-    Box,
     Media,
     Message,
     Part,
+    Region,
     Sample,
     Segment,
     Source,
@@ -35,8 +35,8 @@ class Limits:
     max_calls: int
     """Tool calls in an episode, malformed ones included."""
     max_calls_per_turn: int
-    max_images: int
-    """Images in an episode, the prompt's included."""
+    max_media: int
+    """Media in an episode, the prompt's included."""
     max_context: int
     """Tokens in an episode."""
     max_turn_tokens: int
@@ -176,8 +176,8 @@ class Episode:
     async def _observe(self, action: Action) -> StopReason | None:
         """Run the turn's calls and append what they gave; nothing is appended where it does not fit."""
         result = await self._results(action)
-        if len(self.media) + len(result.media) > self.limits.max_images:
-            return StopReason.IMAGE_BUDGET
+        if len(self.media) + len(result.media) > self.limits.max_media:
+            return StopReason.MEDIA_BUDGET
         message = Message(role="tool", parts=result.parts)
         tokens = self.family.extend(message, result.media, closed=True)
         if self.num_tokens + len(tokens.ids) >= self.limits.max_context:
@@ -204,7 +204,7 @@ class Episode:
             result.error = str(error)
             result.parts += (Part(text=result.error),)
             return
-        result.box, result.box_on = observation.box, observation.box_on
+        result.regions += (observation.region,) if observation.region else ()
         result.parts += tuple(Part(media=len(result.media) + number) for number in range(len(observation.media)))
         result.parts += (Part(text=observation.text),) if observation.text else ()
         result.media += observation.media
@@ -225,8 +225,7 @@ class _Results:
 
     parts: tuple[Part, ...] = ()
     media: tuple[Media, ...] = ()
-    box: Box | None = None
-    box_on: str | None = None
+    regions: tuple[Region, ...] = ()
     error: str | None = None
 
     def turn(self, turn: Turn) -> Turn:
@@ -235,8 +234,7 @@ class _Results:
             text=turn.text,
             calls=turn.calls,
             error=turn.error or self.error,
-            box=self.box,
-            box_on=self.box_on,
+            regions=self.regions,
             results=tuple(medium.key for medium in self.media),
         )
 

@@ -108,7 +108,7 @@ def _runner(config: RunConfig, checkpoint: Checkpoint) -> Runner:
         max_turns=episode.max_turns,
         max_calls=episode.max_calls,
         max_calls_per_turn=episode.max_calls_per_turn,
-        max_images=episode.max_images,
+        max_media=episode.max_media,
         max_context=episode.max_context,
         max_turn_tokens=episode.max_turn_tokens,
         final_prefix=family.encode_text(episode.final_prefix),

@@ -82,7 +82,7 @@ class Sft:
             self.examples[index] = Example(
                 row=build_row(trajectory, self.session.checkpoint.family),
                 # Training needs what the model sees, not the large originals.
-                media={key: replace(m, original=m.pixels) for key, m in trajectory.media.items()},
+                media={key: replace(m, original=None) for key, m in trajectory.media.items()},
             )
         return self.examples[index]
 

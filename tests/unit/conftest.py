@@ -18,7 +18,7 @@ def shown():
     def make(pixels, key="a", parent=None):
         size = (pixels.shape[1], pixels.shape[0])
         frame = CoordinateFrame(original=size, seen=size)
-        return Media(kind="image", key=key, pixels=pixels, frame=frame, original=pixels, parent=parent)
+        return Media(kind="image", key=key, data=pixels, frame=frame, original=pixels, parent=parent)
 
     return make
 

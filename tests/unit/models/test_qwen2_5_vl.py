@@ -102,10 +102,10 @@ def test_control_tokens_in_a_users_text_stay_text(checkpoint):
 def test_patches_equal_those_of_the_checkpoints_image_processor(checkpoint, picture):
     medium = picture(3, 112, 56)
     size = {"shortest_edge": 56 * 112, "longest_edge": 56 * 112}
-    theirs = checkpoint.image_processor(Image.fromarray(medium.pixels), size=size, return_tensors="pt")
+    theirs = checkpoint.image_processor(Image.fromarray(medium.data), size=size, return_tensors="pt")
     assert checkpoint.family.grid(medium) == (1, 2, 4)
     assert theirs.image_grid_thw.tolist() == [[1, 4, 8]]
-    torch.testing.assert_close(checkpoint.family.patches(medium.pixels), theirs.pixel_values, rtol=0, atol=1e-5)
+    torch.testing.assert_close(checkpoint.family.patches(medium.data), theirs.pixel_values, rtol=0, atol=1e-5)
 
 
 def test_images_encoded_together_equal_images_encoded_alone(checkpoint, picture):
@@ -158,9 +158,9 @@ def their_logprobs(checkpoint, row, media, temperature):
     inputs = {}
     if row.spans:
         shown = [media[span.key] for span in row.spans]
-        sizes = [(1, m.pixels.shape[0] // family.patch_size, m.pixels.shape[1] // family.patch_size) for m in shown]
+        sizes = [(1, m.data.shape[0] // family.patch_size, m.data.shape[1] // family.patch_size) for m in shown]
         inputs = {
-            "pixel_values": torch.cat([family.patches(m.pixels) for m in shown]),
+            "pixel_values": torch.cat([family.patches(m.data) for m in shown]),
             "image_grid_thw": torch.tensor(sizes),
             "mm_token_type_ids": (ids_1T == family.image_id).int(),
         }

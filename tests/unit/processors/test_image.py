@@ -44,10 +44,10 @@ def test_a_rotated_photo_is_turned_upright_once(tmp_path, orientation):
     stored.save(path, quality=95, subsampling=0, exif=exif)
     medium = load(path)
     assert medium.frame.original == medium.frame.seen == (112, 56)
-    assert medium.original.shape == medium.pixels.shape == (56, 112, 3)
+    assert medium.original.shape == medium.data.shape == (56, 112, 3)
     # A box on the upright picture holds the mark, and nothing else does.
     assert np.abs(medium.original.astype(int) - upright).max() < 20
-    assert np.abs(medium.pixels.astype(int) - upright).max() < 20
+    assert np.abs(medium.data.astype(int) - upright).max() < 20
 
 
 def test_a_loaded_image_is_framed_as_a_whole(tmp_path, noise):
@@ -67,7 +67,7 @@ def test_an_image_may_be_given_as_bytes(noise):
     file = io.BytesIO()
     Pillow.fromarray(noise(56, 56)).save(file, "PNG")
     medium = Image().load(MediaRef(kind="image", data=file.getvalue()))
-    assert (medium.pixels == noise(56, 56)).all()
+    assert (medium.data == noise(56, 56)).all()
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp"])

@@ -16,6 +16,7 @@ from mmrl.types import (
     MediaSpan,
     Message,
     Part,
+    Region,
     Sample,
     Score,
     Segment,
@@ -49,7 +50,7 @@ class Page(HTMLParser):
 def medium(key, offset=(0.0, 0.0), scale=(4.0, 4.0), parent=None):
     pixels = np.zeros((100, 100, 3), dtype=np.uint8)
     frame = CoordinateFrame(original=(400, 400), seen=(100, 100), offset=offset, scale=scale)
-    return Media(kind="image", key=key, pixels=pixels, frame=frame, original=pixels, parent=parent, label=key)
+    return Media(kind="image", key=key, data=pixels, frame=frame, original=pixels, parent=parent, label=key)
 
 
 def group(text="look", answer="7"):
@@ -69,7 +70,7 @@ def group(text="look", answer="7"):
             Segment(source=Source.MODEL, ids=(5,), logprobs=(-0.5,)),
         ),
         turns=(
-            Turn(segment=1, text=text, box=(200.0, 0.0, 400.0, 200.0), box_on="root", results=("crop",)),
+            Turn(segment=1, text=text, regions=(Region(on="root", box=(200.0, 0.0, 400.0, 200.0)),), results=("crop",)),
             Turn(segment=3, text=text, answer=answer),
         ),
         stop=StopReason.ANSWERED,

@@ -6,7 +6,7 @@ import pytest
 
 from mmrl.protocols import RewardContext
 from mmrl.rewards.grounding import BoxIoU
-from mmrl.types import ScoreKind, Turn
+from mmrl.types import Region, ScoreKind, Turn
 
 GOLD = (20.0, 20.0, 60.0, 60.0)
 
@@ -18,7 +18,8 @@ def picture_100(shown, noise):
 
 
 def asking(box, on="a"):
-    return Turn(segment=0, text="", box=box, box_on=on)
+    regions = () if box is None else (Region(on=on, box=box),)
+    return Turn(segment=0, text="", regions=regions)
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_greedy_decoding_equals_transformers_generate(engine, checkpoint, prompt
     out = checkpoint.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=family.patches(media[0].pixels),
+        pixel_values=family.patches(media[0].data),
         image_grid_thw=torch.tensor([(1, 4, 8)]),
         mm_token_type_ids=(ids == family.image_id).int(),
         max_new_tokens=12,

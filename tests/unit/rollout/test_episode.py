@@ -15,7 +15,7 @@ LIMITS = {
     "max_turns": 4,
     "max_calls": 4,
     "max_calls_per_turn": 1,
-    "max_images": 8,
+    "max_media": 8,
     "max_context": 4096,
     "max_turn_tokens": 200,
 }
@@ -92,7 +92,7 @@ def test_02_a_call_is_answered_with_its_result_and_the_episode_goes_on(play):
     trajectory, _ = play(ZOOM, ANSWER)
     assert trajectory.stop is StopReason.ANSWERED
     assert sources(trajectory) == ["prompt", "model", "observation", "model"]
-    assert trajectory.turns[0].box == (0, 0, 28, 28)
+    assert trajectory.turns[0].regions[0].box == (0, 0, 28, 28)
     assert trajectory.turns[0].results[0] in trajectory.media
     assert len(trajectory.segments[2].spans) == 1
 
@@ -160,7 +160,7 @@ def test_11_several_calls_of_a_turn_share_one_observation(play):
 def test_12_a_later_call_may_refer_to_an_earlier_result(play):
     trajectory, _ = play(ZOOM, NESTED, ANSWER)
     assert trajectory.turns[1].error is None
-    assert trajectory.turns[1].box_on == trajectory.turns[0].results[0]
+    assert trajectory.turns[1].regions[0].on == trajectory.turns[0].results[0]
 
 
 def test_13_the_last_turn_that_the_limit_allows_may_not_call(play):
@@ -182,8 +182,8 @@ def test_15_malformed_calls_count_against_the_budget(play):
 
 
 def test_16_a_result_beyond_the_image_limit_ends_the_episode_and_is_not_appended(play):
-    trajectory, _ = play(ZOOM, max_images=1)
-    assert trajectory.stop is StopReason.IMAGE_BUDGET
+    trajectory, _ = play(ZOOM, max_media=1)
+    assert trajectory.stop is StopReason.MEDIA_BUDGET
     assert sources(trajectory) == ["prompt", "model"]
 
 

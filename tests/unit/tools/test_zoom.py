@@ -37,9 +37,9 @@ async def test_a_crop_holds_the_pixels_of_its_region():
     root = image()
     observation = await zoom([14, 28, 70, 84], root)
     (crop,) = observation.media
-    assert (crop.pixels == ORIGINAL[28:84, 14:70]).all()
-    assert observation.box == (14.0, 28.0, 70.0, 84.0)
-    assert observation.box_on == crop.parent == root.key
+    assert (crop.data == ORIGINAL[28:84, 14:70]).all()
+    assert observation.region.box == (14.0, 28.0, 70.0, 84.0)
+    assert observation.region.on == crop.parent == root.key
     assert crop.label == "crop of image 0"
     assert crop.original is root.original
     assert crop.frame.offset == (14.0, 28.0)
@@ -47,8 +47,8 @@ async def test_a_crop_holds_the_pixels_of_its_region():
 
 async def test_a_crop_of_a_shrunk_image_is_cut_from_the_original():
     observation = await zoom([28, 28, 84, 84], image(112, 112))
-    assert observation.box == (56.0, 56.0, 168.0, 168.0)
-    assert (observation.media[0].pixels == ORIGINAL[56:168, 56:168]).all()
+    assert observation.region.box == (56.0, 56.0, 168.0, 168.0)
+    assert (observation.media[0].data == ORIGINAL[56:168, 56:168]).all()
 
 
 async def test_a_crop_of_a_crop_is_cut_from_the_original():
@@ -58,9 +58,9 @@ async def test_a_crop_of_a_crop_is_cut_from_the_original():
     assert crop.frame.scale == (2.0, 2.0)  # 112 original pixels shown at 56: detail is lost in it ...
     observation = await zoom([14, 14, 42, 42], root, crop, tool=tool, image=1)
     (nested,) = observation.media
-    assert (nested.pixels == ORIGINAL[28:84, 140:196]).all()  # ... and is there again in its crop
-    assert observation.box == (140.0, 28.0, 196.0, 84.0)
-    assert observation.box_on == nested.parent == crop.key
+    assert (nested.data == ORIGINAL[28:84, 140:196]).all()  # ... and is there again in its crop
+    assert observation.region.box == (140.0, 28.0, 196.0, 84.0)
+    assert observation.region.on == nested.parent == crop.key
     assert nested.label == "crop of image 1"
 
 
@@ -71,11 +71,11 @@ async def test_a_small_region_is_shown_enlarged():
 
 
 async def test_a_region_grows_outward_to_whole_pixels():
-    assert (await zoom([10.2, 20.7, 30.1, 40.0])).box == (10.0, 20.0, 31.0, 40.0)
+    assert (await zoom([10.2, 20.7, 30.1, 40.0])).region.box == (10.0, 20.0, 31.0, 40.0)
 
 
 async def test_rounding_error_does_not_add_a_pixel():
-    assert (await zoom([10 - 1e-9, 20.0, 30 + 1e-9, 40.0])).box == (10.0, 20.0, 30.0, 40.0)
+    assert (await zoom([10 - 1e-9, 20.0, 30 + 1e-9, 40.0])).region.box == (10.0, 20.0, 30.0, 40.0)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ async def test_rounding_error_does_not_add_a_pixel():
     ],
 )
 async def test_what_lies_outside_the_image_is_clipped(asked, given_):
-    assert (await zoom(asked)).box == given_
+    assert (await zoom(asked)).region.box == given_
 
 
 async def test_a_crop_is_clipped_to_what_the_crop_shows_not_to_the_original():
     root = image()
     (crop,) = (await zoom([56, 56, 112, 112], root)).media
-    assert (await zoom([-50, -50, 28, 28], root, crop, image=1)).box == (56.0, 56.0, 84.0, 84.0)
+    assert (await zoom([-50, -50, 28, 28], root, crop, image=1)).region.box == (56.0, 56.0, 84.0, 84.0)
 
 
 @pytest.mark.parametrize("box", [[300, 300, 400, 400], [-20, 0, 0, 50], [0, 224, 50, 300]])
@@ -211,7 +211,7 @@ SHOWN = (image(112, 112), image(56, 112))
 async def test_any_call_gives_a_region_inside_the_image_or_a_bounded_refusal(box, number):
     refused, region = "", None
     try:
-        region = (await zoom(box, *SHOWN, image=number)).box
+        region = (await zoom(box, *SHOWN, image=number)).region.box
     except ToolError as error:
         refused = str(error)
     if region is None:
