@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from pydantic import BaseModel
 
+from mmrl.models.space import SeenPixels
 from mmrl.types import (
     Box,
     CoordinateFrame,
@@ -26,9 +27,14 @@ from mmrl.types import (
 if TYPE_CHECKING:
     import torch
 
+    from mmrl.models.embed import Embedded
+
 
 class Processor(Protocol):
-    """Decodes one kind of medium, safely: caps are read from the header before anything is allocated."""
+    """Decodes one kind of medium, safely: caps are read from the header before anything is allocated.
+
+    Processors are frozen dataclasses: `dataclasses.replace(video, frames=32)` is the same one that looks more closely.
+    """
 
     def load(self, ref: MediaRef) -> Media:
         """Raise MediaError, naming the file, for anything that cannot be shown to a model."""
@@ -97,6 +103,8 @@ class RewardContext:
 
     step: int
     """Optimiser step of the stage, from 0."""
+    space: CoordinateSpace = SeenPixels()
+    """The numbers in which the model speaks about places."""
 
 
 class Reward(Protocol):
@@ -198,11 +206,19 @@ class ModelFamily(Protocol):
     eos_ids: tuple[int, ...]
     reserved_ids: tuple[int, ...]
     """Ids that a policy may never sample: they are suppressed before the softmax."""
+    opening: str
+    """Text that the header of the model's turn already holds."""
+    recurrent: bool
+    """Layers carry a state from token to token: branches cannot share what was computed."""
 
     def encode_prompt(self, messages: Sequence[Message], media: Sequence[Media], tools: Sequence[Tool]) -> Tokens: ...
 
     def extend(self, observation: Message, media: Sequence[Media], *, closed: bool) -> Tokens:
-        """Ids that follow a model turn; `closed` tells whether the turn ended with its end token."""
+        """Ids that follow a model turn: a tool's result, or a user's next words.
+
+        Args:
+            closed: whether the turn ended with its end token.
+        """
         ...
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -219,6 +235,31 @@ class ModelFamily(Protocol):
         """(3, T) M-RoPE positions."""
         ...
 
+    def parts(self, medium: Media) -> tuple[Media, ...]:
+        """Pieces that are encoded apart from one another; their features in order are the medium's."""
+        ...
+
+    def towers(self, model: Any) -> list[torch.nn.Module]:
+        """The modules that encode media."""
+        ...
+
+    def hidden_states(
+        self,
+        model: Any,
+        inputs: Embedded,
+        mask: torch.Tensor | None,
+        cache: Any = None,
+        valid_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, T, D) last hidden states of the text model.
+
+        Args:
+            mask: (B, 1, queries, keys), True where attention is allowed; None is plain causal attention.
+            cache: transformers Cache that holds the keys of earlier tokens and takes those of these.
+            valid_BT: True for real tokens; recurrent layers skip the others.
+        """
+        ...
+
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[torch.Tensor]:
-        """Features of each medium, (tokens, D); gradients flow."""
+        """Features of each medium, (tokens, D), wider with DeepStack; gradients flow."""
         ...

@@ -137,6 +137,8 @@ class ToolCall:
 
     name: str
     arguments: Mapping[str, Any]
+    typed: bool = True
+    """False: every value is text, and the tool's schema says what it means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,10 +272,12 @@ class Score:
     kind: ScoreKind
     value: float = float("nan")
     reason: str = ""
+    flag: str = ""
+    """A short word for something to be counted ("clipped"); each is a metric."""
 
     @classmethod
-    def of(cls, value: float, reason: str = "") -> Score:
-        return cls(kind=ScoreKind.VALUE, value=float(value), reason=reason)
+    def of(cls, value: float, reason: str = "", *, flag: str = "") -> Score:
+        return cls(kind=ScoreKind.VALUE, value=float(value), reason=reason, flag=flag)
 
     @classmethod
     def not_applicable(cls, reason: str) -> Score:

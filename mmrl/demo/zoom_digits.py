@@ -100,10 +100,9 @@ class ZoomDigits:
 
 def write_model(path: Path, seed: int) -> None:
     """A tiny Qwen2.5-VL with random weights and a tokenizer of the demo's text, as an ordinary checkpoint."""
-    from mmrl.demo.tiny_model import build_model, save_checkpoint, train_tokenizer
+    from mmrl.demo.tiny_model import train_tokenizer, write_qwen2_5_vl
 
-    tokenizer = train_tokenizer(corpus(), vocab_size=2000)
-    save_checkpoint(build_model(tokenizer, seed=seed), tokenizer, path, side=SEEN)
+    write_qwen2_5_vl(train_tokenizer(corpus(), vocab_size=2000), path, seed=seed)
 
 
 def corpus() -> Iterator[str]:

@@ -10,9 +10,67 @@ from typing import Any
 import torch
 
 from mmrl.errors import ConfigError
-from mmrl.models.qwen2_5_vl import Qwen25VL
+from mmrl.models.chatml import ChatML
+from mmrl.models.qwen2_5_omni import Qwen25Omni
+from mmrl.models.qwen2_audio import Qwen2Audio
+from mmrl.models.qwen2_vl import Qwen2VL, Qwen25VL
+from mmrl.models.qwen3_vl import Qwen3VL, Qwen35
 
-FAMILIES = {"qwen2_5_vl": Qwen25VL}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A family of checkpoints: its class in transformers, ours, and how modules are named in the hub's files."""
+
+    model: str
+    family: type[ChatML]
+    names: tuple[tuple[str, str], ...]
+    """(start of a name in transformers' module tree, start in the hub's files); the first that fits."""
+
+
+VL_NAMES = (("model.language_model.", "model."), ("model.visual.", "visual."))
+FAMILIES = {
+    "qwen2_vl": Kind(
+        model="Qwen2VLForConditionalGeneration",
+        family=Qwen2VL,
+        names=VL_NAMES,
+    ),
+    "qwen2_5_vl": Kind(
+        model="Qwen2_5_VLForConditionalGeneration",
+        family=Qwen25VL,
+        names=VL_NAMES,
+    ),
+    "qwen3_vl": Kind(
+        model="Qwen3VLForConditionalGeneration",
+        family=Qwen3VL,
+        names=(),
+    ),
+    "qwen3_5": Kind(
+        model="Qwen3_5ForConditionalGeneration",
+        family=Qwen35,
+        names=(),
+    ),
+    "qwen2_audio": Kind(
+        model="Qwen2AudioForConditionalGeneration",
+        family=Qwen2Audio,
+        names=(
+            ("model.language_model.", "language_model.model."),
+            ("model.audio_tower.", "audio_tower."),
+            ("model.multi_modal_projector.", "multi_modal_projector."),
+            ("lm_head.", "language_model.lm_head."),
+        ),
+    ),
+    "qwen2_5_omni": Kind(
+        model="Qwen2_5OmniThinkerForConditionalGeneration",
+        family=Qwen25Omni,
+        names=(("", "thinker."),),
+    ),
+}
+REFUSED = {
+    "qwen3_vl_moe": "mixture-of-experts models are not supported yet",
+    "qwen3_5_moe": "mixture-of-experts models are not supported yet",
+    "qwen3_omni_moe": "Qwen3-Omni is not supported yet",
+}
+SHARD_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,21 +78,54 @@ class Checkpoint:
     """A loaded model with all that is written back beside it."""
 
     model: Any
-    family: Qwen25VL
-    tokenizer: Any
-    image_processor: Any
+    family: ChatML
+    kind: Kind
+    config: Any
+    """What config.json holds: of an Omni checkpoint the whole, not the thinker's part."""
+    processor: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
 
     def save(self, path: Path) -> None:
-        """A folder that transformers loads: weights, config, tokenizer, chat template, image processor."""
-        self.model.save_pretrained(path)
-        self.tokenizer.chat_template = self.family.chat_template
+        """A folder that transformers and vLLM load: weights, config, tokenizer, chat template, processors."""
+        save_weights(self.model, self.kind, path)
+        self.config.save_pretrained(path)
+        self.model.generation_config.save_pretrained(path)
+        if self.family.chat_template:
+            self.processor.chat_template = self.family.chat_template
+            self.tokenizer.chat_template = self.family.chat_template
+        self.processor.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
-        self.image_processor.save_pretrained(path)
+
+
+def save_weights(model: Any, kind: Kind, path: Path) -> None:
+    """Safetensors under the names of the hub's files, whatever transformers calls its modules."""
+    from huggingface_hub import save_torch_state_dict
+
+    path.mkdir(parents=True, exist_ok=True)
+    weights = model.state_dict()
+    tied = {
+        name
+        for name, source in model.all_tied_weights_keys.items()
+        if weights[name].data_ptr() == weights[source].data_ptr()
+    }
+    state = {hub_name(name, kind): tensor for name, tensor in weights.items() if name not in tied}
+    save_torch_state_dict(state, path, max_shard_size=SHARD_BYTES, metadata={"format": "pt"})
+
+
+def hub_name(name: str, kind: Kind) -> str:
+    for start, hub in kind.names:
+        if name.startswith(start):
+            return hub + name[len(start) :]
+    return name
 
 
 def load_checkpoint(path: str | Path, *, family: str | None, dtype: str, device: str) -> Checkpoint:
     """Load a checkpoint folder or hub id. ConfigError for an unsupported family or a path that is not there."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    import transformers
+    from transformers import AutoConfig, AutoProcessor
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # they would break up our own progress display
@@ -46,17 +137,24 @@ def load_checkpoint(path: str | Path, *, family: str | None, dtype: str, device:
         raise ConfigError(
             f"model.path: {path} is no checkpoint that transformers knows ({first_line(error)})"
         ) from None
-    name = family or config.model_type
-    if name not in FAMILIES:
-        raise ConfigError(f"model family {name!r} is not supported; supported: {', '.join(FAMILIES)}")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, dtype))
+    kind = find_kind(family or config.model_type)
+    processor = AutoProcessor.from_pretrained(path)
+    model = getattr(transformers, kind.model).from_pretrained(path, dtype=getattr(torch, dtype))
     return Checkpoint(
         model=model.to(pick_device(device)),
-        family=FAMILIES[name].from_config(config, tokenizer),
-        tokenizer=tokenizer,
-        image_processor=AutoImageProcessor.from_pretrained(path),
+        family=kind.family.from_config(model.config, processor),
+        kind=kind,
+        config=config,
+        processor=processor,
     )
+
+
+def find_kind(name: str) -> Kind:
+    """ConfigError, with the reason, for a family that is not supported."""
+    if name in FAMILIES:
+        return FAMILIES[name]
+    reason = REFUSED.get(name, f"supported: {', '.join(FAMILIES)}")
+    raise ConfigError(f"model family {name!r} is not supported; {reason}")
 
 
 def pick_device(device: str) -> str:

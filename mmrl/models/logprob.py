@@ -16,8 +16,10 @@ CHUNK_LOGITS = 1 << 25
 """Logits that are held at once; beyond it the head runs in chunks that are recomputed in the backward."""
 
 
-def processed_logprobs(logits_NV: torch.Tensor, temperature: float, reserved_ids: Sequence[int]) -> torch.Tensor:
-    """(N, V) float32 log-probs."""
+def processed_logprobs(
+    logits_NV: torch.Tensor, temperature: float | torch.Tensor, reserved_ids: Sequence[int]
+) -> torch.Tensor:
+    """(N, V) float32 log-probs. `temperature` is one number, or (N, 1): one for each row."""
     logits_NV = logits_NV.float()
     if reserved_ids:
         logits_NV = logits_NV.index_fill(1, torch.tensor(reserved_ids, device=logits_NV.device), float("-inf"))

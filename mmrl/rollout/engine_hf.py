@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ import torch
 from transformers import DynamicCache
 
 from mmrl.cache.features import FeatureCache
+from mmrl.models.embed import Embedded, Placed, fill
 from mmrl.models.logprob import processed_logprobs
-from mmrl.models.text_model import forward
 from mmrl.protocols import Completion, ModelFamily, Request
 from mmrl.rollout.seeds import uniforms
 from mmrl.types import Media, MediaSpan, Tokens
@@ -44,9 +44,7 @@ class _Episode:
         at = len(self.ids)
         self.media.update((medium.key, medium) for medium in media)
         self.ids += tokens.ids
-        self.spans += [
-            MediaSpan(key=span.key, start=span.start + at, length=span.length, grid=span.grid) for span in tokens.spans
-        ]
+        self.spans += [replace(span, start=span.start + at) for span in tokens.spans]
 
     @property
     def cached(self) -> int:
@@ -148,9 +146,10 @@ class HFEngine:
             for ids, logprobs in zip(writer.ids, writer.logprobs, strict=True)
         ]
 
-    def embed(self, ids_BT: torch.Tensor, episodes: Sequence[_Episode], lengths: Sequence[int]) -> torch.Tensor:
-        """(B, T, D) embeddings of left-padded ids, the last `lengths[b]` tokens of each episode, media filled in."""
-        embeds = self.model.get_input_embeddings()(ids_BT)
+    def embed(
+        self, ids_BT: torch.Tensor, positions_3BT: torch.Tensor, episodes: Sequence[_Episode], lengths: Sequence[int]
+    ) -> Embedded:
+        """Embeddings of left-padded ids, the last `lengths[b]` tokens of each episode, with media filled in."""
         spans = [
             (row, span, episode.media[span.key], ids_BT.shape[1] - len(episode.ids) + span.start)
             for row, (episode, length) in enumerate(zip(episodes, lengths, strict=True))
@@ -158,9 +157,11 @@ class HFEngine:
             if span.start >= len(episode.ids) - length
         ]
         features = self.features.encode([medium for _, _, medium, _ in spans])
-        for row, span, _, start in spans:
-            embeds[row, start : start + span.length] = features[span.key].to(embeds.dtype)
-        return embeds
+        placed = [
+            Placed(row=row, start=start, features=features[span.key][span.offset : span.offset + span.length])
+            for row, span, _, start in spans
+        ]
+        return fill(self.model.get_input_embeddings()(ids_BT), positions_3BT, placed)
 
 
 def _distinct(requests: Sequence[Request], episodes: Sequence[_Episode]) -> tuple[list[int], list[int]]:
@@ -169,7 +170,7 @@ def _distinct(requests: Sequence[Request], episodes: Sequence[_Episode]) -> tupl
     firsts: list[int] = []
     index = []
     for number, (request, episode) in enumerate(zip(requests, episodes, strict=True)):
-        name = request.group if episode.kv is None else number
+        name = request.group if len(episode.ids) == len(request.new.ids) else number
         if starts.setdefault(name, len(firsts)) == len(firsts):
             firsts.append(number)
         index.append(starts[name])
@@ -185,7 +186,7 @@ class _Rows:
     def select(self, index: torch.Tensor) -> None:
         """Keep the rows of `index`, in its order and as often as it names them."""
         index = index.to(self.valid_BT.device)
-        self.cache.batch_select_indices(index)
+        self.cache.reorder_cache(index)  # recurrent layers know no batch_select_indices
         self.valid_BT, self.next_B = self.valid_BT[index], self.next_B[index]
         self.hidden_BD = self.hidden_BD[index]
 
@@ -213,14 +214,16 @@ def _prefill(engine: HFEngine, episodes: Sequence[_Episode]) -> _Rows:
         valid[row, -count:] = True
     ids, positions, valid = ids.to(device), positions.to(device), valid.to(device)
     cache = _past_cache(engine, episodes, max(past))
-    embeds = engine.embed(ids, episodes, new)
-    hidden = forward(engine.model, embeds, positions, prefill_mask(valid, max(new)), cache)
+    inputs = engine.embed(ids, positions, episodes, new)
+    mask = prefill_mask(valid, max(new))
+    hidden = engine.family.hidden_states(engine.model, inputs, mask, cache, valid[:, -max(new) :])
     return _Rows(cache, valid, positions[:, :, -1].amax(0) + 1, hidden[:, -1])
 
 
 def _past_cache(engine: HFEngine, episodes: Sequence[_Episode], length: int) -> DynamicCache:
     """The episodes' KV as one cache, padded on the left to `length`."""
-    cache = DynamicCache()
+    config = engine.model.config.get_text_config(decoder=True)
+    cache = DynamicCache(config=config) if engine.family.recurrent else DynamicCache()
     if length == 0:
         return cache
     first = episodes[0].kv
@@ -260,6 +263,7 @@ class _Writer:
         self.done = [False] * len(requests)
         longest = max(request.max_tokens for request in requests)
         self.uniform = np.stack([uniforms(request.seed, longest) for request in requests])
+        self.temperature = np.array([request.temperature for request in requests])
 
     def run(self) -> None:
         step = 0
@@ -274,16 +278,12 @@ class _Writer:
 
     def _sample(self, step: int) -> None:
         """Choose one token for every row, by inverse CDF of the request's own random numbers."""
-        requests = [self.requests[number] for number in self.active]
-        temperature = requests[0].temperature
-        assert all(request.temperature == temperature for request in requests), "one temperature a batch"
         logits = self.engine.model.lm_head(self.rows.hidden_BD)
-        logprobs = processed_logprobs(logits, temperature or 1.0, self.engine.family.reserved_ids)
-        if temperature == 0:
-            chosen = logprobs.argmax(1)
-        else:
-            uniform = torch.from_numpy(self.uniform[self.active, step]).to(logprobs)
-            chosen = sample(logprobs, uniform)
+        temperature = self.temperature[self.active]
+        greedy = temperature == 0
+        divisor = torch.from_numpy(np.where(greedy, 1.0, temperature)[:, None]).to(logits.device, torch.float32)
+        logprobs = processed_logprobs(logits, divisor, self.engine.family.reserved_ids)
+        chosen = choose(logprobs, torch.from_numpy(self.uniform[self.active, step]), greedy)
         self.chosen = chosen
         picked = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
         for number, token, logprob in zip(self.active, chosen.tolist(), picked, strict=True):
@@ -309,16 +309,29 @@ class _Writer:
             number = self.active[row]
             episode = self.episodes[number]
             episode.ids += self.ids[number]
+            if self.engine.family.recurrent:  # a state cannot be cut back to where this row ended
+                continue
             # The last token was sampled but not computed; rows that waited for others hold more than their own.
             episode.kv = self.rows.kv(row)[:, :, :, : len(episode.ids) - 1].clone()
 
     def _advance(self) -> None:
         rows, model = self.rows, self.engine.model
         embeds = model.get_input_embeddings()(self.chosen)[:, None]
-        positions = rows.next_B.expand(3, -1)[:, :, None]
+        inputs = Embedded(embeds_BTD=embeds, positions_3BT=rows.next_B.expand(3, -1)[:, :, None])
         rows.valid_BT = torch.cat([rows.valid_BT, rows.valid_BT.new_ones((len(self.active), 1))], dim=1)
-        rows.hidden_BD = forward(model, embeds, positions, rows.valid_BT[:, None, None, :], rows.cache)[:, -1]
+        mask = rows.valid_BT[:, None, None, :]
+        rows.hidden_BD = self.engine.family.hidden_states(model, inputs, mask, rows.cache)[:, -1]
         rows.next_B = rows.next_B + 1
+
+
+def choose(logprobs_BV: torch.Tensor, uniform_B: torch.Tensor, greedy_B: np.ndarray) -> torch.Tensor:
+    """(B,) ids: the most likely one where a row is greedy, else one sampled."""
+    if greedy_B.all():
+        return logprobs_BV.argmax(1)
+    chosen = sample(logprobs_BV, uniform_B.to(logprobs_BV.device))
+    if greedy_B.any():
+        chosen = torch.where(torch.from_numpy(greedy_B).to(chosen.device), logprobs_BV.argmax(1), chosen)
+    return chosen
 
 
 def sample(logprobs_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:

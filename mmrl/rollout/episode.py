@@ -59,10 +59,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    temperature: float
-    """0 is greedy."""
+    temperature: float | tuple[float, ...]
+    """0 is greedy; a tuple gives each sibling its own."""
     seed: int
     """Names the random streams of this batch, together with row, sibling and turn."""
+
+    def temperature_of(self, sibling: int) -> float:
+        return self.temperature[sibling] if isinstance(self.temperature, tuple) else self.temperature
 
 
 class Episode:
@@ -141,7 +144,7 @@ class Episode:
             media=self.unsent_media,
             seed=derive_seed(self.sampling.seed, self.prompt.row, self.sibling, len(self.turns)),
             max_tokens=max_tokens,
-            temperature=self.sampling.temperature,
+            temperature=self.sampling.temperature_of(self.sibling),
         )
         completion = await self.engine.generate(request)
         self.unsent, self.unsent_media = Tokens(ids=()), ()
@@ -158,7 +161,7 @@ class Episode:
         # An injected prefix opens the turn: the answer may start in it.
         if before.source is Source.INJECTED:
             ids = before.ids + ids
-        text = self.family.decode(ids)
+        text = self.family.opening + self.family.decode(ids)
         action = parse_turn(text, self.family.codec)
         if len(action.calls) > self.limits.max_calls_per_turn:
             action = Action(error=f"at most {self.limits.max_calls_per_turn} call(s) in one turn")

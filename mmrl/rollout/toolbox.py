@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from mmrl.models.qwen_xml import typed
 from mmrl.protocols import Observation, Tool, ToolError, ToolState
 from mmrl.types import ToolCall
 
@@ -21,7 +22,10 @@ class Toolbox:
         """Raises ToolError, worded and bounded, for a call that cannot be met."""
         try:
             tool = self._find(call.name)
-            return await tool.run(tool.arguments.model_validate(dict(call.arguments)), state)
+            arguments = dict(call.arguments)
+            if not call.typed:
+                arguments = typed(arguments, tool.arguments.model_json_schema())
+            return await tool.run(tool.arguments.model_validate(arguments), state)
         except ValidationError as error:
             raise ToolError(self.bounded(describe(error))) from None
         except ToolError as error:

@@ -9,15 +9,15 @@ Shapes: B rows, T padded tokens, D hidden, N targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from mmrl.models.embed import Placed, fill
 from mmrl.models.logprob import target_logprobs
-from mmrl.models.text_model import forward
 from mmrl.protocols import Loss, LossInputs, ModelFamily
 from mmrl.train.rows import micro_batches
 from mmrl.types import Media, Row
@@ -51,7 +51,7 @@ class TorchEngine:
         self.micro_batch_tokens, self.max_grad_norm = micro_batch_tokens, max_grad_norm
         self.temperature = 1.0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.trains_vision = any(p.requires_grad for p in model.model.visual.parameters())
+        self.trains_vision = any(p.requires_grad for tower in family.towers(model) for p in tower.parameters())
 
     def update(self, rows: Sequence[Row], media: Mapping[str, Media], loss: Loss) -> dict[str, float]:
         """One optimiser step. Returns loss, entropy, grad_norm. Raises NonFiniteError and leaves the weights."""
@@ -107,9 +107,9 @@ class TorchEngine:
         ids = pad_sequence([torch.from_numpy(row.ids_T) for row in rows], batch_first=True).to(device)
         positions = pad_sequence([torch.from_numpy(row.positions_3T.T) for row in rows], batch_first=True)
         embeds = self.model.get_input_embeddings()(ids)
-        embeds = fill_media(embeds, rows, features)
+        inputs = fill(embeds, positions.permute(2, 0, 1).to(device), list(placed(rows, features)))
         # Padding stands on the right, where no real token looks: plain causal attention needs no mask.
-        hidden = forward(self.model, embeds, positions.permute(2, 0, 1).to(device), None)
+        hidden = self.family.hidden_states(self.model, inputs, None)
         row_N = torch.cat([torch.full((len(row.source_N),), number) for number, row in enumerate(rows)])
         source_N = torch.cat([torch.from_numpy(row.source_N) for row in rows])
         target_N = torch.cat([torch.from_numpy(row.target_N) for row in rows]).to(device)
@@ -117,15 +117,12 @@ class TorchEngine:
         return target_logprobs(self.model.lm_head, hidden_ND, target_N, self.temperature, self.family.reserved_ids)
 
 
-def fill_media(embeds_BTD: torch.Tensor, rows: Sequence[Row], features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Embeddings with every media span replaced by its features; gradients flow to both."""
-    spans = [(number, span) for number, row in enumerate(rows) for span in row.spans]
-    if not spans:
-        return embeds_BTD
-    row_M = torch.cat([torch.full((span.length,), number) for number, span in spans])
-    at_M = torch.cat([torch.arange(span.start, span.start + span.length) for _, span in spans])
-    values = torch.cat([features[span.key] for _, span in spans]).to(embeds_BTD.dtype)
-    return embeds_BTD.index_put((row_M.to(values.device), at_M.to(values.device)), values)
+def placed(rows: Sequence[Row], features: Mapping[str, torch.Tensor]) -> Iterator[Placed]:
+    """The features of every media span of the rows."""
+    for number, row in enumerate(rows):
+        for span in row.spans:
+            part = features[span.key][span.offset : span.offset + span.length]
+            yield Placed(row=number, start=span.start, features=part)
 
 
 def target_starts(rows: Sequence[Row]) -> np.ndarray:

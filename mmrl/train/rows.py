@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,10 +19,7 @@ def build_row(trajectory: Trajectory, family: ModelFamily) -> Row:
     for segment in trajectory.segments:
         start = len(ids)
         ids += segment.ids
-        spans += [
-            MediaSpan(key=span.key, start=span.start + start, length=span.length, grid=span.grid)
-            for span in segment.spans
-        ]
+        spans += [replace(span, start=span.start + start) for span in segment.spans]
         if segment.source is Source.MODEL:
             targets += range(start, len(ids))
     target_N = np.array(targets, dtype=np.int64)

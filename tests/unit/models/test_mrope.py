@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 from mmrl.models.mrope import mrope_positions
-from mmrl.types import MediaSpan
+from mmrl.models.text import Slot, control_id
+from mmrl.types import CoordinateFrame, Media, MediaSpan, Part
 
 
 def span(start, grid):
@@ -27,9 +31,37 @@ def test_positions_of_images_and_text_equal_those_of_transformers(checkpoint):
     ids, spans = [5, 6, 7], []
     for grid in grids:
         spans.append(span(len(ids), grid))
-        ids += [family.image_id] * spans[-1].length + [8, 9]
-    sizes = torch.tensor([(t, h * family.merge_size, w * family.merge_size) for t, h, w in grids])
+        ids += [control_id(family.tokenizer, "<|image_pad|>")] * spans[-1].length + [8, 9]
+    sizes = torch.tensor([(t, h * family.patching.merge, w * family.patching.merge) for t, h, w in grids])
     ids_1T = torch.tensor([ids])
-    kinds_1T = (ids_1T == family.image_id).int()
+    kinds_1T = (ids_1T == control_id(family.tokenizer, "<|image_pad|>")).int()
     theirs, _ = model.model.get_rope_index(ids_1T, mm_token_type_ids=kinds_1T, image_grid_thw=sizes)
     assert (mrope_positions(len(ids), spans) == theirs[:, 0].numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "last_step"),
+    [(16, 2.0, 3 + 7 * 4), (256, 2.0, 3 + 127 * 4), (3600, 1.0, 3 + 1799 * 8)],
+)
+def test_text_goes_on_after_the_last_moment_of_a_video(checkpoint, frames, fps, last_step):
+    """This checkpoint counts four positions a second: steps of two frames, from position 3 on.
+
+    transformers 5.19 and 5.20 go on after the grid's larger side instead: at 5 here, however long the video.
+    """
+    family = checkpoint.family
+    size = (56, 56)
+    video = Media(
+        kind="video",
+        key="v",
+        data=np.zeros((frames, 56, 56, 3), np.uint8),
+        frame=CoordinateFrame(original=size, seen=size),
+        times=tuple(number / fps for number in range(frames)),
+    )
+    (slot,) = [piece for piece in family.place(Part(media=0), [video]) if isinstance(piece, Slot)]
+    span = replace(slot.span, start=3)
+    assert span.length == 4 * frames // 2
+    positions = mrope_positions(3 + span.length + 2, [span])
+    step = round(4 * 2 / fps)
+    assert positions[0, span.start : span.start + 9].tolist() == [3] * 4 + [3 + step] * 4 + [3 + 2 * step]
+    assert positions[:, 2 + span.length].tolist() == [last_step, 4, 4]
+    assert positions[:, -2:].tolist() == [[last_step + 1, last_step + 2]] * 3

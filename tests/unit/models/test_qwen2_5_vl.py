@@ -5,6 +5,7 @@ from PIL import Image
 
 from mmrl.models.hermes import schema
 from mmrl.models.logprob import target_logprobs
+from mmrl.models.text import control_id
 from mmrl.tools.zoom import Zoom
 from mmrl.train.engine import TorchEngine
 from mmrl.types import MediaSpan, Message, Part, Row, Tokens, ToolCall
@@ -18,7 +19,7 @@ def user(*parts):
 
 def template_ids(checkpoint, messages, sizes, tools, generation):
     """What the exported chat template gives, with each image's placeholder repeated as its processor would."""
-    tokenizer, pad = checkpoint.tokenizer, checkpoint.family.image_id
+    tokenizer, pad = checkpoint.tokenizer, control_id(checkpoint.tokenizer, "<|image_pad|>")
     text = checkpoint.tokenizer.apply_chat_template(
         messages,
         tools=tools,
@@ -94,7 +95,7 @@ def test_control_tokens_in_a_users_text_stay_text(checkpoint):
     family = checkpoint.family
     text = "<|im_end|><|image_pad|><|vision_start|>\ud800"
     ids = family.encode_prompt([user(text)], [], ()).ids
-    assert ids.count(family.image_id) == 0
+    assert ids.count(control_id(family.tokenizer, "<|image_pad|>")) == 0
     assert ids.count(family.eos_ids[0]) == 1  # the template's own
     assert "<|image_pad|>" in family.decode(ids)
 
@@ -102,10 +103,10 @@ def test_control_tokens_in_a_users_text_stay_text(checkpoint):
 def test_patches_equal_those_of_the_checkpoints_image_processor(checkpoint, picture):
     medium = picture(3, 112, 56)
     size = {"shortest_edge": 56 * 112, "longest_edge": 56 * 112}
-    theirs = checkpoint.image_processor(Image.fromarray(medium.data), size=size, return_tensors="pt")
+    theirs = checkpoint.processor.image_processor(Image.fromarray(medium.data), size=size, return_tensors="pt")
     assert checkpoint.family.grid(medium) == (1, 2, 4)
     assert theirs.image_grid_thw.tolist() == [[1, 4, 8]]
-    torch.testing.assert_close(checkpoint.family.patches(medium.data), theirs.pixel_values, rtol=0, atol=1e-5)
+    torch.testing.assert_close(checkpoint.family.patching.rows(medium), theirs.pixel_values, rtol=0, atol=1e-5)
 
 
 def test_images_encoded_together_equal_images_encoded_alone(checkpoint, picture):
@@ -142,7 +143,7 @@ def random_row(family, rng, media, length):
     for medium in media:
         grid = family.grid(medium)
         spans.append(MediaSpan(key=medium.key, start=len(ids), length=int(np.prod(grid)), grid=grid))
-        ids += [family.image_id] * spans[-1].length
+        ids += [control_id(family.tokenizer, "<|image_pad|>")] * spans[-1].length
         ids += rng.integers(0, 200, 2).tolist()
     ids += rng.integers(0, 200, length).tolist()
     target = np.arange(len(ids) - length, len(ids))
@@ -158,11 +159,11 @@ def their_logprobs(checkpoint, row, media, temperature):
     inputs = {}
     if row.spans:
         shown = [media[span.key] for span in row.spans]
-        sizes = [(1, m.data.shape[0] // family.patch_size, m.data.shape[1] // family.patch_size) for m in shown]
+        sizes = [(1, m.data.shape[0] // family.patching.patch, m.data.shape[1] // family.patching.patch) for m in shown]
         inputs = {
-            "pixel_values": torch.cat([family.patches(m.data) for m in shown]),
+            "pixel_values": torch.cat([family.patching.rows(m) for m in shown]),
             "image_grid_thw": torch.tensor(sizes),
-            "mm_token_type_ids": (ids_1T == family.image_id).int(),
+            "mm_token_type_ids": (ids_1T == control_id(family.tokenizer, "<|image_pad|>")).int(),
         }
     with torch.no_grad():
         logits = checkpoint.model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), **inputs).logits[0]

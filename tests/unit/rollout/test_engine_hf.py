@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmrl.cache.features import FeatureCache
+from mmrl.models.text import control_id
 from mmrl.protocols import Request
 from mmrl.rollout.engine_hf import HFEngine, sample
 from mmrl.rollout.seeds import derive_seed
@@ -112,15 +113,14 @@ def test_siblings_of_a_prompt_share_one_prefill_and_each_image_is_encoded_once(
     engine, checkpoint, prompts, monkeypatch
 ):
     shapes, encoded = [], []
-    import mmrl.rollout.engine_hf as module
+    family = checkpoint.family
+    forward, encode = family.hidden_states, family.encode_media
 
-    forward, encode = module.forward, checkpoint.family.encode_media
+    def counted(model, inputs, *rest):
+        shapes.append(tuple(inputs.embeds_BTD.shape[:2]))
+        return forward(model, inputs, *rest)
 
-    def counted(model, embeds, *rest):
-        shapes.append(tuple(embeds.shape[:2]))
-        return forward(model, embeds, *rest)
-
-    monkeypatch.setattr(module, "forward", counted)
+    monkeypatch.setattr(family, "hidden_states", counted)
     monkeypatch.setattr(checkpoint.family, "encode_media", lambda model, m: encoded.extend(m) or encode(model, m))
     ask(engine, [request(row, sibling, *prompts[row], max_tokens=2) for row in range(3) for sibling in range(5)])
     close(engine)
@@ -137,9 +137,9 @@ def test_greedy_decoding_equals_transformers_generate(engine, checkpoint, prompt
     out = checkpoint.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=family.patches(media[0].data),
+        pixel_values=family.patching.rows(media[0]),
         image_grid_thw=torch.tensor([(1, 4, 8)]),
-        mm_token_type_ids=(ids == family.image_id).int(),
+        mm_token_type_ids=(ids == control_id(family.tokenizer, "<|image_pad|>")).int(),
         max_new_tokens=12,
         do_sample=False,
         eos_token_id=list(family.eos_ids),

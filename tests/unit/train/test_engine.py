@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from mmrl.config import OptimizerSection
+from mmrl.models.embed import fill
 from mmrl.models.logprob import target_logprobs
+from mmrl.models.text import control_id
 from mmrl.protocols import LossTerms
-from mmrl.train.engine import NonFiniteError, TorchEngine, fill_media
+from mmrl.train.engine import NonFiniteError, TorchEngine, placed
 from mmrl.train.optim import build_optimizer, select_parameters
 from mmrl.train.rows import micro_batches
 from mmrl.types import MediaSpan, Row, Tokens
@@ -34,7 +36,7 @@ def make_row(family, rng, media, length):
     for medium in media:
         grid = family.grid(medium)
         spans.append(MediaSpan(key=medium.key, start=len(ids), length=int(np.prod(grid)), grid=grid))
-        ids += [family.image_id] * spans[-1].length + [7]
+        ids += [control_id(family.tokenizer, "<|image_pad|>")] * spans[-1].length + [7]
     ids += rng.integers(0, 200, length).tolist()
     target, ids_T = np.arange(len(ids) - length, len(ids)), np.array(ids)
     positions = family.positions(Tokens(ids=tuple(ids), spans=tuple(spans)))
@@ -70,8 +72,9 @@ def plain_gradients(model, family, rows, media, weights_N, entropy_N):
     for row in rows:
         shown = [media[span.key] for span in row.spans]
         features = dict(zip([m.key for m in shown], family.encode_media(model, shown), strict=True))
-        embeds = fill_media(model.get_input_embeddings()(torch.tensor(row.ids_T)[None]), [row], features)
         positions = torch.tensor(row.positions_3T)[:, None]
+        embeds = model.get_input_embeddings()(torch.tensor(row.ids_T)[None])
+        embeds = fill(embeds, positions, list(placed([row], features))).embeds_BTD
         hidden = model.model.language_model(inputs_embeds=embeds, position_ids=positions).last_hidden_state[0]
         logprobs, entropies = target_logprobs(
             model.lm_head, hidden[row.source_N], torch.tensor(row.target_N), 1.0, family.reserved_ids

@@ -1,0 +1,99 @@
+"""Qwen3-VL and Qwen3.5: the time of every step of a video stands in the text, and positions count frames as images.
+
+Qwen3-VL adds features from inside the vision tower to the first layers of the text model (DeepStack, arXiv
+2406.04334): they ride behind the ordinary features, (tokens, D * (1 + levels)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mmrl.models.embed import Embedded
+from mmrl.models.qwen2_vl import PADS, VISION_END, VISION_START, Qwen25VL
+from mmrl.models.qwen_xml import QwenXml
+from mmrl.models.space import Relative
+from mmrl.models.text import Control, Piece, Slot
+from mmrl.models.vision import Patching
+from mmrl.types import Media, MediaSpan, Part
+
+HALF = (0.5, 0.5, 0.5)
+
+
+class Qwen3VL(Qwen25VL):
+    """Qwen3-VL: DeepStack features; boxes are relative to 1000."""
+
+    def __init__(self, tokenizer: Any, *, patching: Patching) -> None:
+        super().__init__(tokenizer, patching=patching, positions_per_second=None)
+        self.space = Relative()
+
+    @classmethod
+    def from_config(cls, config: Any, processor: Any) -> Qwen3VL:
+        vision = config.vision_config
+        patching = Patching(
+            patch=vision.patch_size,
+            merge=vision.spatial_merge_size,
+            temporal=vision.temporal_patch_size,
+            mean=HALF,
+            std=HALF,
+        )
+        return cls(processor.tokenizer, patching=patching)
+
+    def place(self, part: Part, media: Sequence[Media]) -> list[Piece]:
+        assert part.media is not None
+        medium = media[part.media]
+        if medium.kind != "video":
+            return super().place(part, media)
+        pieces: list[Piece] = []
+        _, h, w = self.grid(medium)
+        for number, time in enumerate(self.patching.step_times(medium)):
+            span = MediaSpan(key=medium.key, start=0, length=h * w, grid=(1, h, w), offset=number * h * w)
+            pieces += [f"<{time:.1f} seconds>", Control(VISION_START), Slot(PADS["video"], span), Control(VISION_END)]
+        return pieces
+
+    def hidden_states(
+        self,
+        model: Any,
+        inputs: Embedded,
+        mask: torch.Tensor | None,
+        cache: Any = None,
+        valid_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        deep = {"visual_pos_masks": inputs.media_BT, "deepstack_visual_embeds": list(inputs.deep_LMD) or None}
+        return self._forward(model, inputs, mask, cache, **deep)
+
+    def encode_media(self, model: Any, media: Sequence[Media]) -> list[torch.Tensor]:
+        if not media:
+            return []
+        output = self.tower_output(model, media)
+        levels = zip(output.pooler_output, *output.deepstack_features, strict=True)
+        return [torch.cat(features, dim=1) for features in levels]
+
+
+class Qwen35(Qwen3VL):
+    """Qwen3.5: no DeepStack, calls as XML, and recurrent layers in the text model."""
+
+    recurrent: bool = True
+    opening: str = "<think>\n"
+    chat_template = ""  # its own knows tools; but it drops earlier turns' thoughts, which training must keep
+
+    def __init__(self, tokenizer: Any, *, patching: Patching) -> None:
+        super().__init__(tokenizer, patching=patching)
+        self.codec = QwenXml()
+
+    def hidden_states(
+        self,
+        model: Any,
+        inputs: Embedded,
+        mask: torch.Tensor | None,
+        cache: Any = None,
+        valid_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        # One token at a time is never padding; padding on the right is never looked back at.
+        masks = {"full_attention": mask, "linear_attention": None if valid_BT is None else valid_BT.long()}
+        return self._forward(model, inputs, masks, cache)
+
+    def encode_media(self, model: Any, media: Sequence[Media]) -> list[torch.Tensor]:
+        return Qwen25VL.encode_media(self, model, media)
