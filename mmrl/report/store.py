@@ -16,14 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
 from mmrl.errors import MmrlError
-from mmrl.types import Group, Media, Segment, Trajectory, Turn
+from mmrl.report.media import moments_of, save_medium
+from mmrl.types import Group, Segment, Trajectory, Turn
 
 Phase = Literal["train", "rollout"]
-MAX_SIDE = 512
-"""Media are stored no larger than this, pixels."""
+Line = Mapping[str, Any]
+Decode = Callable[[Sequence[int]], str]
 
 
 class RunStore:
@@ -56,19 +55,33 @@ class RunStore:
         append_line(self.path / "metrics.jsonl", line)
 
     def log_group(
-        self, stage: str, step: int, phase: Phase, group: Group, decode: Callable[[Sequence[int]], str]
+        self, stage: str, step: int, phase: Phase, group: Group, decode: Decode, rung: Line | None = None
     ) -> None:
-        """One line of the stream per trajectory; its media once each, by content."""
-        for line in self._lines(group, decode):
+        """One line of the stream per trajectory; its media once each, by content.
+
+        Args:
+            rung: of a test-time strategy, the rung that the trajectories belong to: `number` and `title`; `accepted`,
+                `votes` (answer to count), `frames` and `tokens` where they are known.
+        """
+        for line in self._lines(group, decode, rung):
             append_line(
                 self.path / "rollouts" / "stream.jsonl",
                 {"stage": stage, "step": step, "phase": phase, **line},
             )
 
-    def write_groups(self, name: str, groups: Sequence[Group], decode: Callable[[Sequence[int]], str]) -> None:
-        """A file of its own, rollouts/`name`.jsonl, replaced as a whole."""
-        lines = [encode({"phase": name, **line}) for group in groups for line in self._lines(group, decode)]
-        write_atomic(self.path / "rollouts" / f"{name}.jsonl", "".join(lines))
+    def write_groups(
+        self, name: str, groups: Sequence[Group], decode: Decode, rung: Line | Sequence[Line] | None = None
+    ) -> None:
+        """A file of its own, rollouts/`name`.jsonl, replaced as a whole.
+
+        Args:
+            rung: as `log_group` takes it, of all groups; a sequence has one for each group.
+        """
+        rungs = rung if isinstance(rung, Sequence) else [rung] * len(groups)
+        lines = [line for group, one in zip(groups, rungs, strict=True) for line in self._lines(group, decode, one)]
+        write_atomic(
+            self.path / "rollouts" / f"{name}.jsonl", "".join(encode({"phase": name, **line}) for line in lines)
+        )
 
     def rewind(self, position: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines for which `position` is False: those written after the checkpoint that a run goes on from."""
@@ -78,45 +91,37 @@ class RunStore:
                 kept = [line for line in read_lines(path) if position(line)]
                 write_atomic(path, "".join(encode(line) for line in kept))
 
-    def _lines(self, group: Group, decode: Callable[[Sequence[int]], str]) -> Iterator[dict[str, Any]]:
+    def _lines(self, group: Group, decode: Decode, rung: Line | None) -> Iterator[dict[str, Any]]:
         for trajectory in group.trajectories:
-            for medium in trajectory.media.values():
-                self._save_medium(medium)
-            yield describe(group, trajectory, decode)
+            moments = moments_of(trajectory, group.sample.gold.track)
+            media = {key: save_medium(self.path, medium, moments) for key, medium in trajectory.media.items()}
+            line = describe(group, trajectory, decode, media)
+            yield line if rung is None else {**line, "rung": rung}
 
     def _make_folders(self) -> None:
         for folder in ("rollouts", "media", "checkpoints"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
 
-    def _save_medium(self, medium: Media) -> None:
-        path = self.path / "media" / f"{medium.key}.png"
-        if not path.exists():
-            image = Image.fromarray(medium.data)
-            image.thumbnail((MAX_SIDE, MAX_SIDE))
-            part = path.with_suffix(f".{os.getpid()}.part")
-            image.save(part, format="PNG")
-            part.replace(path)
 
-
-def describe(group: Group, trajectory: Trajectory, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
-    """A trajectory as plain JSON values."""
+def describe(group: Group, trajectory: Trajectory, decode: Decode, media: Mapping[str, Line]) -> dict[str, Any]:
+    """A trajectory as plain JSON values; `media` says what was stored of each medium."""
     sample = group.sample
     return {
         "sample": trajectory.sample_id,
         "index": trajectory.index,
         "stop": trajectory.stop.value,
         "question": "\n".join(message.text for message in sample.messages if message.role == "user"),
-        "gold": {"answer": sample.gold.answer, "boxes": sample.gold.boxes},
+        "gold": asdict(sample.gold),
         "answer": trajectory.answer,
         "reward": asdict(trajectory.reward),
         "scores": {name: asdict(score) for name, score in trajectory.scores.items()},
         "segments": [_segment(segment, decode) for segment in trajectory.segments],
         "turns": [_turn(turn) for turn in trajectory.turns],
-        "media": {key: _medium(medium) for key, medium in trajectory.media.items()},
+        "media": dict(media),
     }
 
 
-def _segment(segment: Segment, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
+def _segment(segment: Segment, decode: Decode) -> dict[str, Any]:
     media = {position for span in segment.spans for position in range(span.start, span.start + span.length)}
     text = decode([token for position, token in enumerate(segment.ids) if position not in media])
     logprob = sum(segment.logprobs) / len(segment.logprobs) if segment.logprobs else None
@@ -125,7 +130,7 @@ def _segment(segment: Segment, decode: Callable[[Sequence[int]], str]) -> dict[s
         "text": text,
         "num_tokens": len(segment.ids),
         "mean_logprob": logprob,
-        "media": [span.key for span in segment.spans],
+        "media": list(dict.fromkeys(span.key for span in segment.spans)),
     }
 
 
@@ -139,18 +144,6 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "error": turn.error,
         "regions": [asdict(region) for region in turn.regions],
         "results": list(turn.results),
-    }
-
-
-def _medium(medium: Media) -> dict[str, Any]:
-    return {
-        "seen": medium.frame.seen,
-        "original": medium.frame.original,
-        "offset": medium.frame.offset,
-        "scale": medium.frame.scale,
-        "parent": medium.parent,
-        "label": medium.label,
-        "file": f"media/{medium.key}.png",
     }
 
 
