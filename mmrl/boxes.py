@@ -9,9 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from mmrl.types import Box, Size
 
-
-class BoxField:
-    """Marks an argument as a box in the model family's coordinate space."""
+ROUNDING_PX = 1e-3
+"""What mapping a place to original pixels may lose; a place that is out by less is not out."""
 
 
 def _numbers(value: object) -> object:
@@ -32,7 +31,6 @@ BoxArgument = Annotated[
     tuple[_Finite, _Finite, _Finite, _Finite],
     BeforeValidator(_numbers, json_schema_input_type=list[float]),
     AfterValidator(_ordered),
-    BoxField(),
 ]
 """[x1, y1, x2, y2] in the family's space: four finite numbers, no strings or booleans, ordered."""
 
@@ -42,10 +40,20 @@ def valid_box(box: Box, size: Size) -> tuple[Box | None, str]:
     x1, y1, x2, y2 = box
     if not all(math.isfinite(v) for v in box):
         return None, "the box is not finite"
-    if not (x1 < x2 and y1 < y2):
+    if not _has_area(box):
         return None, "the box is inverted or has no area"
     width, height = size
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
+    if not _has_area(clipped):
         return None, "the box lies outside the image"
     return clipped, ""
+
+
+def was_clipped(box: Box, inside: Box) -> bool:
+    """Whether `valid_box` cut off more than rounding."""
+    return any(abs(before - after) > ROUNDING_PX for before, after in zip(box, inside, strict=True))
+
+
+def _has_area(box: Box) -> bool:
+    x1, y1, x2, y2 = box
+    return x1 < x2 and y1 < y2 and (x2 - x1) * (y2 - y1) > 0  # the area of a box of 1e-200 pixels is 0

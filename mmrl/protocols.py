@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel
@@ -47,6 +47,11 @@ class CoordinateSpace(Protocol):
     @property
     def description(self) -> str:
         """For error messages that a model reads, e.g. "absolute pixels of the image as shown"."""
+        ...
+
+    @property
+    def decimals(self) -> int:
+        """Digits behind the point that a model writes."""
         ...
 
     def to_seen(self, box: Box, frame: CoordinateFrame) -> Box:
@@ -97,6 +102,15 @@ class Tool(Protocol):
         ...
 
 
+@runtime_checkable
+class SpeaksPlaces(Protocol):
+    """A tool whose arguments hold places, which rows demonstrate in original pixels."""
+
+    def spoken(self, arguments: dict[str, Any], state: ToolState) -> dict[str, Any]:
+        """A demonstrated call as the model would write it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardContext:
     """What a reward may know beside its group."""
@@ -132,6 +146,8 @@ class Request:
     """New tokens at most."""
     temperature: float
     """0 is greedy; log-probs are then those of temperature 1."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the turn, beside the end token; what was written stays as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +156,7 @@ class Completion:
     logprobs: tuple[float, ...]
     version: int
     stopped: bool
-    """True: the model ended its turn; False: it ran into `max_tokens`."""
+    """True: the model ended its turn, or wrote a stop string; False: it ran into `max_tokens`."""
 
 
 class RolloutEngine(Protocol):

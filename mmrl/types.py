@@ -42,6 +42,8 @@ class MediaRef:
     """A video that is given as pictures, in order: their paths."""
     span: TimeSpan | None = None
     """Only this part of a video or an audio; None is all of it."""
+    frames: int | None = None
+    """Frames that a video is to be shown at; None leaves it to its processor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

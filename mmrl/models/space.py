@@ -12,6 +12,7 @@ class SeenPixels:
     """Absolute pixels of the image as the model sees it (Qwen2.5-VL)."""
 
     description: str = "absolute pixels of the image as shown"
+    decimals: int = 0
 
     def to_seen(self, box: Box, frame: CoordinateFrame) -> Box:
         return box
@@ -25,6 +26,7 @@ class OriginalPixels:
     """Pixels of the file, whatever size the model sees (the convention of VLM-R1's data)."""
 
     description: str = "pixels of the original image"
+    decimals: int = 0
 
     def to_seen(self, box: Box, frame: CoordinateFrame) -> Box:
         return frame.to_seen(box)
@@ -38,6 +40,10 @@ class Relative:
     """Shares of the image's width and height, times `extent`: 1000 for Qwen2-VL and Qwen3-VL, 1 for Pixel-Reasoner."""
 
     extent: float = 1000.0
+
+    @property
+    def decimals(self) -> int:
+        return 0 if self.extent >= 100 else 3
 
     @property
     def description(self) -> str:

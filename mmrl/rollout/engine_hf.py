@@ -141,9 +141,9 @@ class HFEngine:
                 ids=tuple(ids),
                 logprobs=tuple(logprobs),
                 version=self.version,
-                stopped=bool(ids) and ids[-1] in self.family.eos_ids,
+                stopped=stopped,
             )
-            for ids, logprobs in zip(writer.ids, writer.logprobs, strict=True)
+            for ids, logprobs, stopped in zip(writer.ids, writer.logprobs, writer.stopped, strict=True)
         ]
 
     def embed(
@@ -261,6 +261,7 @@ class _Writer:
         self.active = list(range(len(requests)))
         """Request of each row of the batch."""
         self.done = [False] * len(requests)
+        self.stopped = [False] * len(requests)
         longest = max(request.max_tokens for request in requests)
         self.uniform = np.stack([uniforms(request.seed, longest) for request in requests])
         self.temperature = np.array([request.temperature for request in requests])
@@ -291,7 +292,16 @@ class _Writer:
                 self.ids[number].append(token)
                 self.logprobs[number].append(logprob)
                 full = len(self.ids[number]) >= self.requests[number].max_tokens
-                self.done[number] = full or token in self.engine.family.eos_ids
+                self.stopped[number] = token in self.engine.family.eos_ids or self._wrote_stop(number)
+                self.done[number] = full or self.stopped[number]
+
+    def _wrote_stop(self, number: int) -> bool:
+        """Whether the last tokens hold one of the request's stop strings. A token is a byte or more."""
+        stop = self.requests[number].stop
+        if not stop:
+            return False
+        tail = self.engine.family.decode(self.ids[number][-max(len(text.encode()) for text in stop) :])
+        return any(text in tail for text in stop)
 
     def _compact(self) -> None:
         keep = [row for row, number in enumerate(self.active) if not self.done[number]]

@@ -6,9 +6,11 @@ The semantics are numbered and locked by tests/unit/test_episode.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mmrl.protocols import Completion, ModelFamily, Request, RolloutEngine, ToolError, ToolState
-from mmrl.rollout.parse import Action, parse_turn
+from mmrl.rollout.parse import Action, AnswerForm, parse_turn
+from mmrl.rollout.script import Step, filled
 from mmrl.rollout.seeds import derive_seed
 from mmrl.rollout.toolbox import Toolbox
 from mmrl.types import (
@@ -43,6 +45,22 @@ class Limits:
     """Tokens in a model turn."""
     final_prefix: tuple[int, ...] = ()
     """Ids that are put at the start of the last turn that the limits allow; not trained on."""
+    final_message: str = ""
+    """What the user says when a limit on turns, calls or media is met: one more turn follows, in which nothing is
+    called. Empty: the episode ends there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How turns are read and what follows them."""
+
+    script: tuple[Step, ...] = ()
+    """What the first turns are for; the turns behind it are free."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a turn, beside the end token."""
+    answer_form: AnswerForm = "tag"
+    on_error: Literal["text", "image"] = "text"
+    """What follows a call that cannot be met: the error, or the error and the first image again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +99,11 @@ class Episode:
         toolbox: Toolbox,
         limits: Limits,
         sampling: Sampling,
+        rules: Rules = Rules(),  # noqa: B008 (frozen)
     ) -> None:
         self.prompt, self.sibling = prompt, sibling
         self.engine, self.family, self.toolbox = engine, family, toolbox
-        self.limits, self.sampling = limits, sampling
+        self.limits, self.sampling, self.rules = limits, sampling, rules
         self.name = f"{prompt.row}/{sibling}"
         self.media: list[Media] = list(prompt.media)
         self.segments = [Segment(source=Source.PROMPT, ids=prompt.tokens.ids, spans=prompt.tokens.spans)]
@@ -93,6 +112,8 @@ class Episode:
         self.unsent_media = prompt.media
         self.num_tokens = len(prompt.tokens.ids)
         self.num_calls = 0
+        self.met: StopReason | None = None
+        """The limit after which one more turn was asked for."""
 
     async def run(self) -> Trajectory:
         """Play until the episode stops. An engine failure ends it with ENGINE_ERROR."""
@@ -116,26 +137,64 @@ class Episode:
 
     async def _turn(self) -> StopReason | None:
         """One model turn and, where the episode goes on, its observation."""
-        last = len(self.turns) + 1 == self.limits.max_turns
-        if last and self.limits.final_prefix and self.turns:
+        step = self._step()
+        if self._opens_with_prefix():
             self._append(Source.INJECTED, Tokens(ids=self.limits.final_prefix))
         room = self.limits.max_context - self.num_tokens
         if room <= 0:
             return StopReason.CONTEXT_FULL
-        completion = await self._generate(min(self.limits.max_turn_tokens, room))
-        action = self._read(completion)
+        completion = await self._generate(
+            min(self.limits.max_turn_tokens, room), step.stop if step else self.rules.stop
+        )
+        action = self._read(completion, step)
         if not completion.stopped:
             return StopReason.CONTEXT_FULL if room <= self.limits.max_turn_tokens else StopReason.MAX_TOKENS
+        if step is not None:
+            return await self._follow(step, action)
         if not action.calls and action.error is None:
             return StopReason.ANSWERED if action.answer is not None else StopReason.PARSE_FAILED
+        if self.met is not None:
+            return self.met
         self.num_calls += max(1, len(action.calls))
-        if last:
-            return StopReason.MAX_TURNS
-        if self.num_calls > self.limits.max_calls:
-            return StopReason.TOOL_BUDGET
-        return await self._observe(action)
+        limit = StopReason.MAX_TURNS if self._is_last() else None
+        if limit is None and self.num_calls > self.limits.max_calls:
+            limit = StopReason.TOOL_BUDGET
+        return self._ask_at_last(limit) if limit else await self._observe(action)
 
-    async def _generate(self, max_tokens: int) -> Completion:
+    def _step(self) -> Step | None:
+        """What this turn is for, where that is fixed."""
+        number = len(self.turns)
+        return self.rules.script[number] if number < len(self.rules.script) else None
+
+    def _is_last(self) -> bool:
+        """Whether the turns so far, and the one that is written, are all that the limits allow."""
+        return len(self.turns) >= self.limits.max_turns
+
+    def _opens_with_prefix(self) -> bool:
+        if not self.limits.final_prefix or not self.turns:
+            return False
+        if self.limits.final_message:
+            return self.met is not None
+        return len(self.turns) + 1 == self.limits.max_turns
+
+    def _ask_at_last(self, limit: StopReason) -> StopReason | None:
+        """A limit is met: the end, or the user's words that ask for the answer."""
+        if not self.limits.final_message:
+            return limit
+        self.met = limit
+        return self._say(Message(role="user", parts=(Part(text=self.limits.final_message),)), ())
+
+    async def _follow(self, step: Step, action: Action) -> StopReason | None:
+        """What a fixed turn is answered with."""
+        result = await self._results(action)
+        found = bool(result.media)
+        media = result.media if found else self.prompt.media[:1]
+        template = step.then if found else step.otherwise
+        question = "".join(message.text for message in self.prompt.sample.messages if message.role == "user")
+        self.turns[-1] = result.turn(self.turns[-1])
+        return self._say(filled(template, question, range(len(media))), media)
+
+    async def _generate(self, max_tokens: int, stop: tuple[str, ...]) -> Completion:
         request = Request(
             episode=self.name,
             group=str(self.prompt.row),
@@ -145,6 +204,7 @@ class Episode:
             seed=derive_seed(self.sampling.seed, self.prompt.row, self.sibling, len(self.turns)),
             max_tokens=max_tokens,
             temperature=self.sampling.temperature_of(self.sibling),
+            stop=stop,
         )
         completion = await self.engine.generate(request)
         self.unsent, self.unsent_media = Tokens(ids=()), ()
@@ -155,14 +215,14 @@ class Episode:
         self.num_tokens += len(completion.ids)
         return completion
 
-    def _read(self, completion: Completion) -> Action:
+    def _read(self, completion: Completion, step: Step | None) -> Action:
         ids = completion.ids
         before = self.segments[-2]
         # An injected prefix opens the turn: the answer may start in it.
         if before.source is Source.INJECTED:
             ids = before.ids + ids
         text = self.family.opening + self.family.decode(ids)
-        action = parse_turn(text, self.family.codec)
+        action = step.read(text) if step else parse_turn(text, self.family.codec, self.rules.answer_form)
         if len(action.calls) > self.limits.max_calls_per_turn:
             action = Action(error=f"at most {self.limits.max_calls_per_turn} call(s) in one turn")
         self.turns.append(
@@ -180,19 +240,30 @@ class Episode:
         """Run the turn's calls and append what they gave; nothing is appended where it does not fit."""
         result = await self._results(action)
         if len(self.media) + len(result.media) > self.limits.max_media:
-            return StopReason.MEDIA_BUDGET
-        message = Message(role="tool", parts=result.parts)
-        tokens = self.family.extend(message, result.media, closed=True)
+            return self._ask_at_last(StopReason.MEDIA_BUDGET)
+        parts, media = result.parts, result.media
+        if result.error and self.rules.on_error == "image" and self.prompt.media:
+            parts, media = (*parts, Part(media=len(media))), (*media, self.prompt.media[0])
+        turn = result.turn(self.turns[-1])
+        stop = self._say(Message(role="tool", parts=parts), media)
+        if stop is None:
+            self.turns[-1] = turn
+        return stop
+
+    def _say(self, message: Message, media: tuple[Media, ...]) -> StopReason | None:
+        """Append what the model is told next; nothing is appended where it does not fit."""
+        closed = self.segments[-1].ids[-1] in self.family.eos_ids
+        tokens = self.family.extend(message, media, closed=closed)
         if self.num_tokens + len(tokens.ids) >= self.limits.max_context:
             return StopReason.CONTEXT_FULL
-        self.media += result.media
-        self.unsent_media = result.media
-        self.turns[-1] = result.turn(self.turns[-1])
+        held = {medium.key for medium in self.media}
+        self.media += [medium for medium in media if medium.key not in held]
+        self.unsent_media = media
         self._append(Source.OBSERVATION, tokens)
         return None
 
     async def _results(self, action: Action) -> _Results:
-        result = _Results()
+        result = _Results(error=action.error)
         if action.error is not None:
             result.parts += (Part(text=self.toolbox.bounded(action.error)),)
         for call in action.calls:

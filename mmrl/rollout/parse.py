@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mmrl.protocols import ToolCodec
 from mmrl.types import ToolCall
 
-ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+ANSWER_OPEN, ANSWER_CLOSE, BOXED = "<answer>", "</answer>", "\\boxed{"
+AnswerForm = Literal["tag", "boxed"]
+"""How a final answer is marked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +22,12 @@ class Action:
     error: str | None = None
 
 
-def parse_turn(text: str, codec: ToolCodec) -> Action:
+def parse_turn(text: str, codec: ToolCodec, answer_form: AnswerForm = "tag") -> Action:
     """Read a turn. A turn that both calls and answers is malformed: the answer could not have used the result."""
     calls, error = codec.parse(text)
     if error is not None:
         return Action(error=error)
-    answer = find_answer(text)
+    answer = find_answer(text) if answer_form == "tag" else find_boxed(text)
     if calls and answer is not None:
         return Action(error="a turn may call a tool or give the answer, not both")
     return Action(calls=calls, answer=answer)
@@ -37,3 +40,14 @@ def find_answer(text: str) -> str | None:
     if end < 0 or start < 0:
         return None
     return text[start + len(ANSWER_OPEN) : end].strip()
+
+
+def find_boxed(text: str) -> str | None:
+    """What stands in the last complete \\boxed{...}, stripped; None where there is none."""
+    start = text.rfind(BOXED)
+    depth = 1
+    for at in range(start + len(BOXED), len(text) if start >= 0 else 0):
+        depth += (text[at] == "{") - (text[at] == "}")
+        if depth == 0:
+            return text[start + len(BOXED) : at].strip()
+    return None

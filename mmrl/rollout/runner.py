@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmrl.data.dataset import Loaded
-from mmrl.protocols import ModelFamily, RewardContext, Tool
+from mmrl.protocols import ModelFamily, RewardContext, RolloutEngine, Tool
 from mmrl.rollout.engine_hf import HFEngine
-from mmrl.rollout.episode import Episode, Limits, Prompt, Sampling
+from mmrl.rollout.episode import Episode, Limits, Prompt, Rules, Sampling
 from mmrl.rollout.toolbox import Toolbox
 from mmrl.scoring import WeightedReward, score_group
 from mmrl.types import Group, Message, Part, Trajectory
@@ -25,6 +25,7 @@ class Runner:
     limits: Limits
     system: str
     error_chars: int
+    rules: Rules = Rules()
 
     def prompt(self, loaded: Loaded, row: int, *, use_tools: bool = True) -> Prompt:
         """Encode a sample for its group."""
@@ -33,7 +34,8 @@ class Runner:
         messages = list(sample.messages)
         if self.system and all(message.role != "system" for message in messages):
             messages.insert(0, Message(role="system", parts=(Part(text=self.system),)))
-        tokens = self.family.encode_prompt(messages, loaded.media, tools)
+        scripted = {step.tool for step in self.rules.script}
+        tokens = self.family.encode_prompt(messages, loaded.media, [t for t in tools if t.name not in scripted])
         return Prompt(sample=sample, media=loaded.media, tokens=tokens, row=row, use_tools=bool(tools))
 
     async def play(
@@ -46,7 +48,10 @@ class Runner:
         on_group: Callable[[Group], None] = lambda group: None,
     ) -> list[Group]:
         """One scored group per prompt, in order. `on_group` is told as each is ready."""
-        episodes = [[self._episode(prompt, sibling, sampling) for sibling in range(group_size)] for prompt in prompts]
+        episodes = [
+            [self.episode(prompt, sibling, sampling, self.engine) for sibling in range(group_size)]
+            for prompt in prompts
+        ]
         for siblings in episodes:
             for episode in siblings:
                 self.engine.open(episode.name)
@@ -56,16 +61,17 @@ class Runner:
         ]
         return list(await asyncio.gather(*tasks))
 
-    def _episode(self, prompt: Prompt, sibling: int, sampling: Sampling) -> Episode:
-        toolbox = Toolbox(self.tools if prompt.use_tools else (), error_chars=self.error_chars)
+    def episode(self, prompt: Prompt, sibling: int, sampling: Sampling, engine: RolloutEngine) -> Episode:
+        """One sibling of a prompt, played with `engine`."""
         return Episode(
             prompt,
             sibling,
-            engine=self.engine,
+            engine=engine,
             family=self.family,
-            toolbox=toolbox,
+            toolbox=Toolbox(self.tools if prompt.use_tools else (), error_chars=self.error_chars),
             limits=self.limits,
             sampling=sampling,
+            rules=self.rules if prompt.use_tools else replace(self.rules, script=()),
         )
 
     async def _group(

@@ -148,6 +148,25 @@ def test_greedy_decoding_equals_transformers_generate(engine, checkpoint, prompt
     assert list(ours.ids) == out[0, len(tokens.ids) :].tolist()
 
 
+def test_rows_of_one_batch_keep_their_own_temperature(engine, checkpoint, prompts):
+    """Tokens and log-probs are those that a batch of one temperature gives; greedy rows stand beside sampled ones."""
+    temperatures = (0.0, 0.8, 1.0, 1.7)
+    alone = {}
+    for temperature in temperatures:
+        keys = [(row, sibling) for row in range(3) for sibling in range(4)]
+        answers = ask(engine, [request(r, s, *prompts[r], max_tokens=12, temperature=temperature) for r, s in keys])
+        close(engine)
+        alone |= {(temperature, *key): answer for key, answer in zip(keys, answers, strict=True)}
+    keys = [(row, sibling) for row in range(3) for sibling in range(4)]
+    mixed = ask(engine, [request(r, s, *prompts[r], max_tokens=12, temperature=temperatures[s]) for r, s in keys])
+    close(engine)
+    for (row, sibling), answer in zip(keys, mixed, strict=True):
+        expected = alone[temperatures[sibling], row, sibling]
+        assert answer.ids == expected.ids
+        np.testing.assert_allclose(answer.logprobs, expected.logprobs, rtol=0, atol=1e-5)
+    assert len({answer.ids for answer in mixed}) > 6
+
+
 def test_a_wave_waits_until_every_open_episode_asks(engine, prompts):
     """Batches then depend on the rows alone, not on which episode was quicker."""
 

@@ -115,7 +115,7 @@ async def test_a_box_too_small_to_show_anything_is_refused_with_the_space():
 
 async def test_a_region_too_narrow_to_show_is_refused():
     text = await refusal([0, 10, 224, 11], tool=Zoom(min_side=1))
-    assert text == "Error: the region of 224 x 1 is too narrow: one side is over 200 times the other"
+    assert text == "Error: bbox_2d is too narrow: one side is over 200 times the other"
 
 
 NUMBERS = "Error: bbox_2d: Value error, must be a list of four numbers [x1, y1, x2, y2]"
