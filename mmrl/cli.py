@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+data_app = typer.Typer(help="Look at data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)]
 Overrides = Annotated[
@@ -71,17 +73,61 @@ def rollout(
 
 
 @app.command("eval")
-def evaluate(config: ConfigPath, overrides: Overrides = None, checkpoint: CheckpointPath = None) -> None:
-    """Measure a model on the configuration's held-out rows, greedily."""
+def evaluate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    checkpoint: CheckpointPath = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure this test-time strategy: a name of evaluate.test_time, or sparse-to-dense, "
+            "resolution-ladder, vote, confidence-vote, best-of-k, greedy. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure a model on the configuration's held-out rows: greedily, or accuracy against cost of strategies."""
     from mmrl.config import load_config
     from mmrl.report.html import write_report
     from mmrl.train.play import evaluate_checkpoint
 
     loaded = load_config(config, overrides)
-    run_dir = evaluate_checkpoint(loaded, checkpoint=checkpoint)
+    run_dir = evaluate_checkpoint(loaded, checkpoint=checkpoint, strategies=strategy or [])
     report = write_report(run_dir, loaded.report.trajectories)
     _print_summary(run_dir / "summary.json")
     print(f"Report: {report}")
+
+
+@app.command()
+def answer(
+    question: Annotated[str, typer.Argument(show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint of a run, any folder that transformers loads, or a hub's id.", show_default=False
+        ),
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="File; may be given several times.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="File; may be given several times.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="File; may be given several times.")] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(help="greedy, vote, confidence-vote, best-of-k, sparse-to-dense, resolution-ladder, or your own."),
+    ] = "greedy",
+    fields: Annotated[
+        list[str] | None, typer.Option("--set", help="Field of the strategy, e.g. samples=3.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of a run: its tools, system prompt, processors and limits.", show_default=False),
+    ] = None,
+) -> None:
+    """Answer one question about images, videos and audio, and say what that took."""
+    from mmrl.scaling.command import answer_question
+
+    media: dict[Any, list[Path]] = {"image": image or [], "video": video or [], "audio": audio or []}
+    for line in answer_question(question, media, model, config, strategy, fields or []):
+        print(line)
 
 
 @app.command()
@@ -103,6 +149,41 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
     from mmrl.config import dump_config, load_config
 
     print(dump_config(load_config(config, overrides)), end="")
+
+
+@data_app.command("check")
+def check_data(
+    file: Annotated[
+        str, typer.Argument(help="File of rows (.jsonl, .json, .parquet) or a hub's id.", show_default=False)
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of a run: its processors, rewards and model.", show_default=False)
+    ] = None,
+    row_format: Annotated[
+        str | None, typer.Option("--format", help="Format of the rows; by default chosen by their columns.")
+    ] = None,
+    media_root: Annotated[str | None, typer.Option(help="Folder of the media; by default the file's.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all bad rows to this file.")] = None,
+) -> None:
+    """Check every row: can it be read, shown, and scored? Ends with 1 where a row cannot."""
+    from mmrl.config import load_config
+    from mmrl.data.check import check_file, configured_file, write_report
+    from mmrl.report.progress import Progress
+
+    loaded = load_config(config) if config else None
+    source = configured_file(file, loaded)
+    changed = {"format": row_format, "media_root": media_root}
+    source = source.model_copy(update={key: value for key, value in changed.items() if value is not None})
+    with Progress() as progress:
+        found = check_file(
+            source,
+            loaded,
+            tell=progress.print,
+            begin=lambda rows: progress.stage("check", rows),
+            update=progress.update,
+        )
+    write_report(found, loaded, json_file)
+    raise typer.Exit(1 if found.problems or not found.rows else 0)
 
 
 @app.command()

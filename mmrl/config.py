@@ -15,7 +15,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -94,10 +96,54 @@ class ModelSection(Model):
 class DataSection(Model):
     image: Plugin = Plugin(use="mmrl.processors.image:Image")
     """How images are loaded."""
+    video: Plugin = Plugin(use="mmrl.processors.video:Video")
+    """How videos are loaded."""
+    audio: Plugin = Plugin(use="mmrl.processors.audio:Audio")
+    """How audios are loaded."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of unusable rows at which the run stops."""
-    cached_images: int = Field(default=256, ge=0)
-    """Decoded images that are kept in memory."""
+    cached_bytes: int = Field(default=1 << 30, ge=0)
+    """Bytes of decoded media that are kept in memory."""
+
+
+class RowsFile(Model):
+    path: str
+    """File of rows (.jsonl, .json, .parquet), or a hub's data set (owner/name or owner/name:split)."""
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Share of the rows that are drawn from it, beside the weights of the other files."""
+    format: str | None = None
+    """Format of its rows; None chooses by their columns."""
+    media_root: str | None = None
+    """Folder that paths of media start from and may not leave; None is the file's own."""
+
+
+def _as_files(value: Any) -> Any:
+    if isinstance(value, (dict, RowsFile)):
+        return [value]
+    if not isinstance(value, (str, list, tuple)) or not value:
+        raise ValueError("must be a path, or a list of at least one file with 'path' and 'weight'")
+    return value
+
+
+ONE, SEVERAL = "(path)", "(files)"
+"""pydantic puts these into the places of errors; they are no keys."""
+Rows = Annotated[
+    Annotated[str, Tag(ONE)] | Annotated[tuple[RowsFile, ...], Tag(SEVERAL)],
+    Discriminator(lambda value: ONE if isinstance(value, str) else SEVERAL),
+    BeforeValidator(_as_files),
+]
+"""A path, or files with options: one of them, or a list that is drawn from in proportion to the weights."""
+
+
+class ScriptStep(Model):
+    tool: str
+    """Name of the tool that is given the box (or other arguments) which the turn writes as fenced JSON."""
+    then: str
+    """The user's next words; <media> is what the tool gave, {question} the row's question."""
+    otherwise: str
+    """The user's next words where the turn names nothing that can be shown; <media> is the row's first medium."""
+    stop: list[str] = ["]\n```"]
+    """Strings that end the turn."""
 
 
 class EpisodeSection(Model):
@@ -120,6 +166,17 @@ class EpisodeSection(Model):
     """Characters of an error text that the model is shown."""
     final_prefix: str = ""
     """Text put at the start of the last turn that the limits allow, e.g. "<answer>"; not trained on."""
+    final_message: str = ""
+    """What the user says when a limit on turns, calls or media is met, e.g. "Answer now."; one more turn follows, in
+    which nothing is called. Empty: the episode ends there."""
+    on_error: Literal["text", "image"] = "text"
+    """What follows a call that cannot be met: the error, or the error and the first image again."""
+    answer: Literal["tag", "boxed"] = "tag"
+    """How a final answer is marked: <answer>...</answer> or \\boxed{...}."""
+    stop: list[str] = []
+    """Strings that end a turn, beside the end token."""
+    script: list[ScriptStep] = []
+    """Fixed turns before the free ones."""
 
 
 class RolloutSection(Model):
@@ -153,8 +210,8 @@ class OptimizerSection(Model):
 
 
 class ValidationSection(Model):
-    rows: str
-    """JSON-lines file of rows."""
+    rows: Rows
+    """Held-out rows."""
     every: int = Field(ge=1)
     """Steps between validations."""
     limit: int | None = Field(default=None, ge=1)
@@ -164,8 +221,8 @@ class ValidationSection(Model):
 class StageSection(Model):
     name: str = ""
     """Name in metrics and checkpoints; by default the type."""
-    rows: str
-    """JSON-lines file of rows."""
+    rows: Rows
+    """What is trained on."""
     steps: int = Field(ge=0)
     """Optimiser steps."""
     optimizer: OptimizerSection
@@ -234,14 +291,17 @@ Stage = Annotated[SftStage | GrpoStage, Field(discriminator="type")]
 
 
 class EvaluateSection(Model):
-    rows: str
-    """JSON-lines file of held-out rows."""
+    rows: Rows
+    """Held-out rows."""
     limit: int | None = Field(default=None, ge=1)
     """Rows used, from the start of the file."""
     before_stage: str | None = None
     """Name of a stage: the model is also evaluated before it, for the summary's comparison."""
     without_tools: bool = False
     """Also evaluate the final model without tools."""
+    test_time: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Plugin] = {}
+    """Test-time strategies that are compared on the same rows, by name. `use` is an import path or a short name such
+    as sparse-to-dense."""
 
 
 class CheckpointSection(Model):
@@ -387,6 +447,7 @@ def _describe(problem: Any) -> str:
     loc = problem["loc"]
     # pydantic puts the stage's type behind its number
     parts = (*loc[:2], *loc[3:]) if loc[0:1] == ("stages",) else loc
+    parts = tuple(part for part in parts if part not in (ONE, SEVERAL))
     place = ".".join(map(str, parts))
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key{suggest(str(problem['loc'][-1]), _siblings(problem['loc']))}"

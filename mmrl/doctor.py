@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,11 @@ def check(console: Console) -> int:
         except Exception as error:  # whatever is wrong with the installation is what is to be shown
             problems += 1
             table.add_row(name, f"fails: {type(error).__name__}: {error}", mend)
+    for name, probe, mend in OPTIONAL:
+        try:
+            table.add_row(name, probe(), "")
+        except Exception as error:
+            table.add_row(name, f"not usable: {error}", f"only if wanted: {mend}")
     console.print(table)
     console.print("Everything works." if not problems else f"{problems} problem(s); see the last column.")
     return problems
@@ -53,6 +59,28 @@ def _image() -> str:
     return f"decoded, shown at {width} x {height}"
 
 
+def _backend(name: str) -> str:
+    """A video backend reads a rotated clip, in a process of its own."""
+    from mmrl.processors.video import check_backend
+
+    return f"{check_backend(name)} reads the self-test clip"
+
+
+def _audio() -> str:
+    """A second of silence at 48 kHz that goes through the audio processor."""
+    import io
+
+    import numpy as np
+    import soundfile
+
+    from mmrl.processors.audio import Audio
+    from mmrl.types import MediaRef
+
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(48_000), 48_000, format="WAV")
+    return f"decoded, {len(Audio().load(MediaRef(kind='audio', data=file.getvalue())).data)} samples a second"
+
+
 def _model() -> str:
     """The model family's classes import; torch and torchvision fit together."""
     from transformers import Qwen2_5_VLForConditionalGeneration
@@ -66,5 +94,12 @@ REINSTALL = "pip install --force-reinstall torch torchvision transformers"
 PROBES: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("device", _device, REINSTALL),
     ("images", _image, "pip install --force-reinstall pillow"),
+    ("videos", partial(_backend, "pyav"), "pip install --force-reinstall av"),
+    ("audio", _audio, "pip install --force-reinstall soundfile torchaudio"),
     ("models", _model, REINSTALL),
 )
+OPTIONAL: tuple[tuple[str, Callable[[], str], str], ...] = (
+    ("videos by torchcodec", partial(_backend, "torchcodec"), "pip install torchcodec; apt-get install ffmpeg"),
+    ("videos by decord", partial(_backend, "decord"), "pip install decord"),
+)
+"""What may be chosen instead of what works already."""

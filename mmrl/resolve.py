@@ -33,6 +33,11 @@ def build(use: str, fields: Mapping[str, Any], where: str = "") -> Any:
     target = import_object(use)
     if not dataclasses.is_dataclass(target):
         raise ConfigError(f"{where}: {use} is not a dataclass; what a config names must be one")
+    return construct(target, use, fields, where)
+
+
+def construct(target: Any, use: str, fields: Mapping[str, Any], where: str) -> Any:
+    """An instance of the dataclass `target`, its fields checked."""
     known = [field.name for field in dataclasses.fields(target)]
     for key in fields:
         if key not in known:

@@ -7,13 +7,13 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps
 
 from mmrl.errors import MediaError
+from mmrl.processors.files import name_of, read_file
 from mmrl.types import Box, CoordinateFrame, Media, MediaRef, Size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -37,37 +37,14 @@ class Image:
 
     def load(self, ref: MediaRef) -> Media:
         """Decode and resize. MediaError names the file and what is wrong with it."""
-        name = ref.path or f"{len(ref.data or b'')} bytes"
-        original = decode(self._read(ref, name), name, self.max_source_pixels)
+        name = name_of(ref)
+        original = decode(read_file(ref, self.max_source_bytes), name, self.max_source_pixels)
         size = (original.shape[1], original.shape[0])
         try:
             seen = fit_size(size, self.factor, self.min_pixels, self.max_pixels)
         except ValueError as error:
             raise MediaError(f"image {name}: {error}") from None
         return view(original, None, seen, label=name)
-
-    def _read(self, ref: MediaRef, name: str) -> bytes:
-        if ref.data is not None:
-            return ref.data
-        path = confined(ref)
-        try:
-            if path.stat().st_size > self.max_source_bytes:
-                raise MediaError(f"image {name}: file is larger than {self.max_source_bytes} bytes")
-            return path.read_bytes()
-        except OSError as error:
-            raise MediaError(f"image {name}: cannot be read ({error.strerror or error}); check the path") from None
-
-
-def confined(ref: MediaRef) -> Path:
-    """The file of `ref`, links resolved; MediaError where it lies outside its root."""
-    root = Path(ref.root or ".").resolve()
-    try:
-        path = (root / (ref.path or "")).resolve()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise MediaError(f"image {ref.path!r}: not a usable path ({error})") from None
-    if not path.is_relative_to(root):
-        raise MediaError(f"image {ref.path}: leads out of its folder {root}; move the file there")
-    return path
 
 
 def decode(data: bytes, name: str, max_pixels: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from mmrl.protocols import CoordinateSpace, ToolError, ToolState
 from mmrl.types import Media, MediaKind, TimeSpan
 
 SpaceName = Literal["own", "seen", "original", "relative_1000", "relative_1"]
+Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e6, strict=False)]
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, StrictInt
 from mmrl.errors import MediaError
 from mmrl.processors.video import Video
 from mmrl.protocols import Observation, ToolError, ToolState
-from mmrl.tools.conventions import Indexed, arguments_model, in_order
+from mmrl.tools.conventions import Indexed, Positive, arguments_model, in_order
 from mmrl.types import Region
 
 
@@ -28,7 +28,7 @@ class SelectFrames(Indexed):
     """Name of the argument that lists the frames."""
     index_base: Literal[0, 1] = 1
     """Number of the first frame, and of the first video."""
-    most: int = Field(default=8, ge=1)
+    most: Positive = 8
     """Frames of a call."""
     video: Video = field(default_factory=Video)
     """How frames are shown: `min_pixels`, `max_pixels`, `factor`."""

@@ -2,8 +2,8 @@
 
 The conventions of published systems are fields. Qwen3-VL's cookbook: `space: relative_1000, index_key: img_idx,
 label_key: label`. DeepEyes: `space: seen, index_key: null, label_key: label`. Pixel-Reasoner: `name: zoom_in, space:
-relative_1, index_key: target_image, index_base: 1`. Chain-of-Focus: `enlarge: 1.5, min_pixels: 12544`. VRAG: `index_key:
-null, which: last`.
+relative_1, index_key: target_image, index_base: 1`. Chain-of-Focus: `enlarge: 1.5, min_pixels: 12544`. VRAG:
+`index_key: null, which: last`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from mmrl.processors.image import fit_size, view
 from mmrl.protocols import Observation, ToolError, ToolState
-from mmrl.tools.conventions import Indexed, SpaceName, arguments_model, rounded, spoken_space
+from mmrl.tools.conventions import Indexed, Positive, SpaceName, arguments_model, rounded, spoken_space
 from mmrl.types import Box, Media, Point, Region
 
 RED = (255, 0, 0)
@@ -41,11 +41,11 @@ class ZoomPoint(Indexed):
     """Name of the argument that holds the point."""
     space: SpaceName = "own"
     """What the numbers of a point mean; "own" is the model family's convention."""
-    half_side: int = Field(default=182, ge=1)
+    half_side: Positive = 182
     """From the point to the sides of the square, original pixels."""
-    side: int = Field(default=672, ge=1)
+    side: Positive = 672
     """Longest side of the square as the model sees it, pixels."""
-    dot: int = Field(default=0, ge=0)
+    dot: Annotated[int, Field(ge=0)] = 0
     """Radius of a red dot that is drawn on the point, original pixels; 0 draws none."""
     factor: int = 28
     """Sides of the seen square are multiples of it: the model's patch size times its merge size."""

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
-from mmrl.boxes import valid_box
+from mmrl.config import DataSection, Plugin
+from mmrl.data.gold import settle
+from mmrl.data.prompt import KINDS
 from mmrl.data.rows import read_rows
+from mmrl.data.sampler import Sampler
 from mmrl.errors import DataError, MediaError
 from mmrl.protocols import Processor
-from mmrl.types import Media, MediaRef, Sample
+from mmrl.resolve import build
+from mmrl.types import Media, MediaKind, MediaRef, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,22 +57,82 @@ class BadRows:
             )
 
 
+class MediaCache:
+    """Decoded media, the latest used ones within a number of bytes."""
+
+    def __init__(self, processors: Mapping[MediaKind, Processor], max_bytes: int) -> None:
+        self.processors, self.max_bytes = processors, max_bytes
+        self.num_bytes = 0
+        self._kept: OrderedDict[MediaRef, Media] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def load(self, ref: MediaRef) -> Media:
+        """MediaError where the medium cannot be shown to a model."""
+        if ref in self._kept:
+            self._kept.move_to_end(ref)
+            return self._kept[ref]
+        if ref.kind not in self.processors:
+            raise MediaError(f"{ref.kind} {ref.path}: nothing is configured that loads it; set data.{ref.kind}")
+        found = self.processors[ref.kind].load(ref)
+        self._kept[ref] = found
+        self.num_bytes += media_bytes(found)
+        while self.num_bytes > self.max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self.num_bytes -= media_bytes(oldest)
+        return found
+
+
+def media_bytes(medium: Media) -> int:
+    """Bytes of a medium's pixels or samples."""
+    original = 0 if medium.original is None or medium.original is medium.data else medium.original.nbytes
+    return medium.data.nbytes + original
+
+
+def build_processors(section: DataSection) -> dict[MediaKind, Processor]:
+    """What loads each kind of medium, as configured."""
+    plugins: dict[MediaKind, Plugin] = {kind: getattr(section, kind) for kind in KINDS}
+    return {kind: build(plugin.use, plugin.fields, f"data.{kind}") for kind, plugin in plugins.items()}
+
+
+class RowSource(Protocol):
+    """What a stage draws from: one file or several."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Loaded | None: ...
+
+    def refuse(self, index: int, reason: str) -> None: ...
+
+    def sampler(self, seed: int) -> Sampler: ...
+
+
 class Dataset:
     """The usable rows of a file.
 
     Args:
-        cached: decoded images that are kept.
+        format: name of the rows' format; None chooses by their columns.
+        media_root: folder that media lie in; by default the file's.
         limit: rows used, from the start of the file.
+        tell: is told which format was chosen.
     """
 
     def __init__(
-        self, path: str | Path, image: Processor, bad: BadRows, *, cached: int, limit: int | None = None
+        self,
+        path: str | Path,
+        media: MediaCache,
+        bad: BadRows,
+        *,
+        format: str | None = None,  # noqa: A002 (the configuration's word)
+        media_root: str | None = None,
+        limit: int | None = None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        samples, errors = read_rows(path)
+        samples, errors = read_rows(path, format=format, media_root=media_root, tell=tell)
         self.samples: Sequence[Sample] = samples[:limit]
-        self.image, self.bad, self.cached = image, bad, cached
+        self.media, self.bad = media, bad
         self.path, self.num_rows = str(path), len(samples) + len(errors)
-        self._cache: OrderedDict[MediaRef, Media] = OrderedDict()
         for error in errors:
             bad.add(error, self.path, self.num_rows)
         if not self.samples:
@@ -76,31 +143,49 @@ class Dataset:
 
     def load(self, index: int) -> Loaded | None:
         """The row with its media, or None for a row that cannot be used: it is counted and told."""
-        sample = self.samples[index]
         try:
-            media = tuple(self._media(ref) for ref in sample.media)
-            _check_boxes(sample, media)
+            return load_sample(self.samples[index], self.media)
         except (MediaError, DataError) as error:
-            self.refuse(sample, str(error))
+            self.refuse(index, str(error))
             return None
-        return Loaded(sample=sample, media=media)
 
-    def refuse(self, sample: Sample, reason: str) -> None:
+    def refuse(self, index: int, reason: str) -> None:
         """Count a row as one that cannot be used."""
+        sample = self.samples[index]
         self.bad.add(f"{sample.where} (id {sample.id}): {reason}", self.path, self.num_rows)
 
-    def _media(self, ref: MediaRef) -> Media:
-        found = self._cache.pop(ref, None) or self.image.load(ref)
-        self._cache[ref] = found
-        if len(self._cache) > self.cached:
-            self._cache.popitem(last=False)
-        return found
+    def sampler(self, seed: int) -> Sampler:
+        return Sampler(len(self), seed)
 
 
-def _check_boxes(sample: Sample, media: Sequence[Media]) -> None:
-    for number, box in enumerate(sample.gold.boxes):
-        if not media:
-            raise DataError(f"boxes.{number}: the row has a gold box but no image")
-        inside, reason = valid_box(box, media[0].frame.original)
-        if inside is None:
-            raise DataError(f"boxes.{number}: gold {reason} of {media[0].frame.original}; correct the row")
+class Mixture:
+    """Several files, drawn in proportion to their weights. Indices count through the files in order."""
+
+    def __init__(self, parts: Sequence[Dataset], weights: Sequence[float]) -> None:
+        self.parts, self.weights = parts, weights
+        self._ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def load(self, index: int) -> Loaded | None:
+        part, place = self._find(index)
+        return part.load(place)
+
+    def refuse(self, index: int, reason: str) -> None:
+        part, place = self._find(index)
+        part.refuse(place, reason)
+
+    def sampler(self, seed: int) -> Sampler:
+        return Sampler([len(part) for part in self.parts], seed, self.weights)
+
+    def _find(self, index: int) -> tuple[Dataset, int]:
+        number = bisect_right(self._ends, index)
+        part = self.parts[number]
+        return part, index - self._ends[number] + len(part)
+
+
+def load_sample(sample: Sample, media: MediaCache) -> Loaded:
+    """The row with its media; MediaError or DataError says why it cannot be used."""
+    loaded = tuple(media.load(ref) for ref in sample.media)
+    return Loaded(sample=settle(sample, loaded), media=loaded)

@@ -1,4 +1,4 @@
-"""Held-out rows, played greedily and measured."""
+"""Held-out rows, played greedily or by test-time strategies, and measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmrl.data.dataset import Dataset
+from mmrl.data.dataset import RowSource
 from mmrl.report.progress import Progress
+from mmrl.report.store import RunStore
 from mmrl.rollout.episode import Sampling
+from mmrl.scaling.measure import ShownStrategies, measure_strategies
+from mmrl.scaling.strategy import Strategy
 from mmrl.train.metrics import group_metrics
 from mmrl.train.session import Session
 from mmrl.types import Group
@@ -16,7 +19,7 @@ from mmrl.types import Group
 
 def evaluate(
     session: Session,
-    dataset: Dataset,
+    dataset: RowSource,
     *,
     use_tools: bool = True,
     on_group: Callable[[Group], None] = lambda group: None,
@@ -30,6 +33,20 @@ def evaluate(
         played = session.play(rows, group_size=1, sampling=sampling, use_tools=use_tools, on_group=on_group)
         groups += [_without_media(group) for group in played]
     return {"rows": float(len(groups)), **group_metrics(groups)}
+
+
+def evaluate_strategies(
+    session: Session, dataset: RowSource, strategies: Mapping[str, Strategy], progress: Progress, store: RunStore
+) -> dict[str, dict[str, float]]:
+    """Accuracy and cost of each strategy on the same rows, as summary.json holds them under "test_time".
+
+    The rungs of the first rows are written to rollouts/strategy_<name>.jsonl.
+    """
+    keep = session.config.report.trajectories // 10
+    shown = ShownStrategies(progress, len(dataset), keep=keep)
+    results = measure_strategies(session, dataset, strategies, shown, keep=keep)
+    shown.write(store, session.checkpoint.family.decode)
+    return results
 
 
 class Shown:

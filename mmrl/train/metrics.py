@@ -11,7 +11,7 @@ from mmrl.types import Group, ScoreKind, StopReason, Trajectory
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over trajectories. Scores of each reward: mean over applicable ones; errors are counted apart."""
+    """Means over trajectories. Scores of each reward: mean over applicable ones; errors and flags are counted."""
     trajectories = [t for group in groups for t in group.trajectories]
     if not trajectories:
         return {}
@@ -33,7 +33,9 @@ def _score_metrics(name: str, trajectories: Sequence[Trajectory]) -> dict[str, f
     scores = [t.scores[name] for t in trajectories]
     metrics = {f"score/{name}": mean([score.value for score in scores if score.kind is ScoreKind.VALUE])}
     errors = sum(score.kind is ScoreKind.ERROR for score in scores)
-    return metrics | ({f"score_errors/{name}": float(errors)} if errors else {})
+    metrics |= {f"score_errors/{name}": float(errors)} if errors else {}
+    flags = Counter(score.flag for score in scores if score.flag)
+    return metrics | {f"score_flags/{name}/{flag}": float(flags[flag]) for flag in sorted(flags)}
 
 
 def mean(values: Sequence[float | bool]) -> float:

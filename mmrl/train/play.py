@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from mmrl.config import RunConfig, dump_config
+from mmrl.config import EvaluateSection, RowsFile, RunConfig, dump_config
+from mmrl.data.dataset import RowSource
 from mmrl.errors import ConfigError
 from mmrl.report.progress import Progress
 from mmrl.report.store import RunStore, write_atomic
 from mmrl.rollout.episode import Sampling
-from mmrl.train.evaluate import Shown, evaluate, summary
+from mmrl.scaling.named import build_strategies
+from mmrl.train.evaluate import Shown, evaluate, evaluate_strategies, summary
 from mmrl.train.session import Session, open_session
 from mmrl.types import Group
 
@@ -27,9 +30,9 @@ def rollout(
     temperature: float,
 ) -> Path:
     """Play the first `limit` rows; returns the directory of the rollouts, beside that of the run."""
-    rows = rows or _held_out(config)
+    source = rows or _held_out(config)
     with _session(config, "rollout", checkpoint) as (session, store, progress):
-        dataset = session.dataset(rows, limit)
+        dataset = session.dataset(source, limit)
         loaded = [row for row in map(dataset.load, range(len(dataset))) if row]
         sampling = Sampling(temperature=temperature, seed=session.seed("rollout"))
         for group in session.play(loaded, group_size=group_size, sampling=sampling):
@@ -39,21 +42,36 @@ def rollout(
     return store.path
 
 
-def evaluate_checkpoint(config: RunConfig, *, checkpoint: Path | None) -> Path:
-    """Measure a checkpoint as the end of a run does; returns the directory of the result, beside that of the run."""
+def evaluate_checkpoint(config: RunConfig, *, checkpoint: Path | None, strategies: Sequence[str] = ()) -> Path:
+    """Measure a checkpoint as the end of a run does; returns the directory of the result, beside that of the run.
+
+    Args:
+        strategies: names of test-time strategies; where there are any, these alone are measured.
+    """
     rows = _held_out(config)
     section = config.evaluate
     assert section is not None
-    results = {}
+    test_time = build_strategies(section.test_time, strategies)
+    result: dict[str, Any] = {}
     with _session(config, "eval", checkpoint) as (session, store, progress):
         dataset = session.dataset(rows, section.limit)
-        for part in ("tools", "no_tools") if section.without_tools else ("tools",):
-            shown = Shown(progress, f"evaluation {part}", len(dataset), keep=config.report.trajectories // 2)
-            results[part] = evaluate(session, dataset, use_tools=part == "tools", on_group=shown)
-            store.write_groups(part, shown.first, session.checkpoint.family.decode)
-        result = summary(results, [reward.name for reward in config.rewards])
+        if not strategies:
+            result = _greedy(session, dataset, section, store, progress)
+        if test_time:
+            result["test_time"] = evaluate_strategies(session, dataset, test_time, progress, store)
         write_atomic(store.path / "summary.json", json.dumps(result, indent=1) + "\n")
     return store.path
+
+
+def _greedy(
+    session: Session, dataset: RowSource, section: EvaluateSection, store: RunStore, progress: Progress
+) -> dict[str, Any]:
+    config, results = session.config, {}
+    for part in ("tools", "no_tools") if section.without_tools else ("tools",):
+        shown = Shown(progress, f"evaluation {part}", len(dataset), keep=config.report.trajectories // 2)
+        results[part] = evaluate(session, dataset, use_tools=part == "tools", on_group=shown)
+        store.write_groups(part, shown.first, session.checkpoint.family.decode)
+    return summary(results, [reward.name for reward in config.rewards])
 
 
 def describe(group: Group) -> Iterator[str]:
@@ -65,7 +83,7 @@ def describe(group: Group) -> Iterator[str]:
         yield f"{trajectory.sample_id}.{trajectory.index}  {route}  (gold {group.sample.gold.answer!r})  {scores}"
 
 
-def _held_out(config: RunConfig) -> str:
+def _held_out(config: RunConfig) -> str | tuple[RowsFile, ...]:
     if config.evaluate is None:
         raise ConfigError("evaluate: the configuration names no held-out rows; add evaluate.rows")
     return config.evaluate.rows
@@ -74,7 +92,7 @@ def _held_out(config: RunConfig) -> str:
 @contextmanager
 def _session(config: RunConfig, kind: str, checkpoint: Path | None) -> Iterator[tuple[Session, RunStore, Progress]]:
     """Everything opened, in a directory of its own that is emptied first."""
-    folder = _model_folder(checkpoint)
+    folder = model_folder(checkpoint, "--checkpoint")
     config = config.model_copy(update={"name": f"{config.name}-{kind}"})
     store = RunStore(config.run_dir)
     try:
@@ -87,10 +105,10 @@ def _session(config: RunConfig, kind: str, checkpoint: Path | None) -> Iterator[
         store.close()
 
 
-def _model_folder(checkpoint: Path | None) -> Path | None:
-    """The folder that transformers loads; a run's checkpoint holds it as `model`."""
+def model_folder(checkpoint: Path | None, option: str) -> Path | None:
+    """The folder that transformers loads; a run's checkpoint holds it as `model`. `option` is named in errors."""
     if checkpoint is None:
         return None
     if not checkpoint.is_dir():
-        raise ConfigError(f"--checkpoint: no folder {checkpoint}")
+        raise ConfigError(f"{option}: no folder {checkpoint}")
     return checkpoint / "model" if (checkpoint / "model").is_dir() else checkpoint

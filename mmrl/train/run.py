@@ -97,9 +97,9 @@ class Run:
                         "or gradient not finite, or no rollout that could be scored; see metrics.jsonl and rollouts/. "
                         "The weights are as they were before these steps"
                     )
-                if stop.is_set() or self._due(active, step + 1, metrics):
+                if stop.requested or self._due(active, step + 1, metrics):
                     self._save(active, step + 1, metrics)
-                if stop.is_set():
+                if stop.requested:
                     raise StoppedError(f"stopped after {active.name} step {step + 1}; the same command continues there")
 
     def _activate(self, number: int, section: SftStage | GrpoStage, state: checkpoint.State | None) -> _Active:
@@ -274,25 +274,29 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class Stop:
+    """Whether the user asked the run to stop. A plain flag: a handler that takes a lock may meet itself and wait."""
+
+    requested = False
+
+
 @contextmanager
-def stop_on_signal(
-    signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
-) -> Iterator[threading.Event]:
-    """An event that is set by the first signal; a second one acts as ever."""
-    event = threading.Event()
+def stop_on_signal(signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[Stop]:
+    """A flag that is raised by the first signal; a second one acts as ever."""
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield stop
         return
     before = {number: signal.getsignal(number) for number in signals}
 
     def note(number: int, frame: object) -> None:
-        event.set()
         signal.signal(number, before[signal.Signals(number)])
+        stop.requested = True
 
     for number in signals:
         signal.signal(number, note)
     try:
-        yield event
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

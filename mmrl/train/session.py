@@ -10,16 +10,18 @@ from pathlib import Path
 
 import torch
 
+from mmrl.adapt.rewards import build_reward
+from mmrl.adapt.tools import build_tool
 from mmrl.cache.features import FeatureCache
-from mmrl.config import Plugin, RunConfig
-from mmrl.data.dataset import BadRows, Dataset, Loaded
-from mmrl.errors import ConfigError
+from mmrl.config import RowsFile, RunConfig
+from mmrl.data.dataset import BadRows, Dataset, Loaded, MediaCache, Mixture, RowSource, build_processors
 from mmrl.models.load import Checkpoint, load_checkpoint
-from mmrl.protocols import Processor, RewardContext, Tool
+from mmrl.protocols import Processor, RewardContext
 from mmrl.resolve import build
 from mmrl.rollout.engine_hf import HFEngine
-from mmrl.rollout.episode import Limits, Sampling
+from mmrl.rollout.episode import Limits, Rules, Sampling
 from mmrl.rollout.runner import Runner
+from mmrl.rollout.script import Step
 from mmrl.rollout.seeds import derive_seed
 from mmrl.scoring import WeightedReward
 from mmrl.types import Group
@@ -33,16 +35,29 @@ class Session:
     checkpoint: Checkpoint
     runner: Runner
     rewards: tuple[WeightedReward, ...]
-    image: Processor
+    media: MediaCache
     bad: BadRows
     tell: Callable[[str], None] = print
-    datasets: dict[tuple[str, int | None], Dataset] = field(default_factory=dict)
+    datasets: dict[tuple[RowsFile, int | None], Dataset] = field(default_factory=dict)
 
-    def dataset(self, rows: str, limit: int | None = None) -> Dataset:
-        """The rows of a file; read once."""
-        key = (rows, limit)
+    def dataset(self, rows: str | Sequence[RowsFile], limit: int | None = None) -> RowSource:
+        """The rows of a file or of several; each file is read once. `limit` holds for each file."""
+        files = [RowsFile(path=rows)] if isinstance(rows, str) else rows
+        parts = [self._file(file, limit) for file in files]
+        return parts[0] if len(parts) == 1 else Mixture(parts, [file.weight for file in files])
+
+    def _file(self, file: RowsFile, limit: int | None) -> Dataset:
+        key = (file.model_copy(update={"weight": 1.0}), limit)
         if key not in self.datasets:
-            self.datasets[key] = Dataset(rows, self.image, self.bad, cached=self.config.data.cached_images, limit=limit)
+            self.datasets[key] = Dataset(
+                file.path,
+                self.media,
+                self.bad,
+                format=file.format,
+                media_root=file.media_root,
+                limit=limit,
+                tell=self.tell,
+            )
         return self.datasets[key]
 
     def seed(self, *parts: int | str) -> int:
@@ -63,7 +78,7 @@ class Session:
     ) -> list[Group]:
         """Rollouts of `rows`, scored; one group each, in order."""
         prompts = [self.runner.prompt(row, number, use_tools=use_tools) for number, row in enumerate(rows)]
-        context = RewardContext(step=step)
+        context = RewardContext(step=step, space=self.runner.family.space)
         return asyncio.run(self.runner.play(prompts, group_size, sampling, self.rewards, context, on_group))
 
 
@@ -84,18 +99,19 @@ def open_session(
     checkpoint = load_checkpoint(
         model_path or config.model_path, family=section.family, dtype=section.dtype, device=section.device
     )
+    processors = build_processors(config.data)
     return Session(
         config=config,
         checkpoint=checkpoint,
-        runner=_runner(config, checkpoint),
+        runner=_runner(config, checkpoint, processors["image"]),
         rewards=_rewards(config),
-        image=build(config.data.image.use, config.data.image.fields, "data.image"),
+        media=MediaCache(processors, config.data.cached_bytes),
         bad=BadRows(config.run_dir / "data_errors.jsonl", config.data.max_bad_fraction, tell),
         tell=tell,
     )
 
 
-def _runner(config: RunConfig, checkpoint: Checkpoint) -> Runner:
+def _runner(config: RunConfig, checkpoint: Checkpoint, image: Processor) -> Runner:
     episode, family = config.episode, checkpoint.family
     engine = HFEngine(
         checkpoint.model,
@@ -112,31 +128,32 @@ def _runner(config: RunConfig, checkpoint: Checkpoint) -> Runner:
         max_context=episode.max_context,
         max_turn_tokens=episode.max_turn_tokens,
         final_prefix=family.encode_text(episode.final_prefix),
+        final_message=episode.final_message,
     )
-    tools: list[Tool] = [_tool(plugin, number) for number, plugin in enumerate(episode.tools)]
+    rules = Rules(
+        script=tuple(Step(**{**dict(step), "stop": tuple(step.stop)}) for step in episode.script),
+        stop=tuple(episode.stop),
+        answer_form=episode.answer,
+        on_error=episode.on_error,
+    )
+    tools = [
+        build_tool(plugin.use, plugin.fields, f"episode.tools.{number}", image)
+        for number, plugin in enumerate(episode.tools)
+    ]
     return Runner(
         engine=engine,
         family=family,
         tools=tuple(tools),
         limits=limits,
+        rules=rules,
         system=episode.system,
         error_chars=episode.error_chars,
     )
 
 
-def _tool(plugin: Plugin, number: int) -> Tool:
-    tool: Tool = build(plugin.use, plugin.fields, f"episode.tools.{number}")
-    for needed in ("name", "description", "arguments", "run"):
-        if not hasattr(tool, needed):
-            raise ConfigError(f"episode.tools.{number}: {plugin.use} is not a tool: it has no {needed!r}")
-    return tool
-
-
 def _rewards(config: RunConfig) -> tuple[WeightedReward, ...]:
     rewards = []
     for number, section in enumerate(config.rewards):
-        reward = build(section.use, section.fields, f"rewards.{number}")
-        if not hasattr(reward, "score"):
-            raise ConfigError(f"rewards.{number}: {section.use} is not a reward: it has no 'score'")
+        reward = build_reward(section.use, section.fields, f"rewards.{number}")
         rewards.append(WeightedReward(name=section.name, reward=reward, weight=section.weight.at))
     return tuple(rewards)

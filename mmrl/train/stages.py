@@ -20,8 +20,7 @@ from mmrl.data.sampler import Sampler
 from mmrl.errors import DataError
 from mmrl.protocols import LossInputs, LossTerms
 from mmrl.rollout.demonstrate import Demonstrator
-from mmrl.rollout.episode import Episode, Sampling
-from mmrl.rollout.toolbox import Toolbox
+from mmrl.rollout.episode import Sampling
 from mmrl.train.engine import TorchEngine, target_starts
 from mmrl.train.metrics import group_metrics, mean
 from mmrl.train.rows import build_row, sampled_logprobs
@@ -55,7 +54,7 @@ class Sft:
     def __init__(self, session: Session, config: SftStage, engine: TorchEngine) -> None:
         self.session, self.config, self.engine = session, config, engine
         self.dataset = session.dataset(config.rows)
-        self.sampler = Sampler(len(self.dataset), session.seed(stage_name(config), "order"))
+        self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))
         self.examples: dict[int, Example] = {}
 
     def step(self, number: int, on_group: OnGroup) -> Metrics:
@@ -75,9 +74,7 @@ class Sft:
                 return None
             trajectory = demonstrate(self.session, loaded)
             if trajectory.stop is not StopReason.ANSWERED:
-                self.dataset.refuse(
-                    loaded.sample, f"the demonstration is not played to its answer: {ending(trajectory)}"
-                )
+                self.dataset.refuse(index, f"the demonstration is not played to its answer: {ending(trajectory)}")
                 return None
             self.examples[index] = Example(
                 row=build_row(trajectory, self.session.checkpoint.family),
@@ -93,7 +90,7 @@ class Grpo:
     def __init__(self, session: Session, config: GrpoStage, engine: TorchEngine, reference: TorchEngine | None) -> None:
         self.session, self.config, self.engine, self.reference = session, config, engine, reference
         self.dataset = session.dataset(config.rows)
-        self.sampler = Sampler(len(self.dataset), session.seed(stage_name(config), "order"))
+        self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))
 
     def step(self, number: int, on_group: OnGroup) -> Metrics:
         start = time.perf_counter()
@@ -234,15 +231,8 @@ def demonstrate(session: Session, loaded: Loaded) -> Trajectory:
     """The row's demonstration, played through the episode loop."""
     runner = session.runner
     prompt = runner.prompt(loaded, 0)
-    episode = Episode(
-        prompt,
-        0,
-        engine=Demonstrator(loaded.sample.demonstration, runner.family, runner.tools),
-        family=runner.family,
-        toolbox=Toolbox(runner.tools, error_chars=runner.error_chars),
-        limits=runner.limits,
-        sampling=Sampling(temperature=0.0, seed=0),
-    )
+    engine = Demonstrator(loaded.sample.demonstration, runner.family, runner.tools)
+    episode = runner.episode(prompt, 0, Sampling(temperature=0.0, seed=0), engine)
     return asyncio.run(episode.run())
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from mmrl.data.rows import read_rows
 from mmrl.errors import DataError
-from mmrl.types import Message, Part, ToolCall
+from mmrl.types import MediaRef, Message, Part, ToolCall
 
 GOOD = {"messages": [{"role": "user", "content": "Which digit?"}], "answer": "7"}
 SHOWN = {"messages": [{"role": "user", "content": "<image>Which?"}], "images": ["a.png"]}
@@ -231,3 +231,148 @@ def test_a_demonstration_with_a_malformed_call_is_refused(write_rows, calls):
     script = [{"role": "assistant", "tool_calls": calls}]
     error = only_error(write_rows({**GOOD, "demonstration": script}))
     assert error == "demonstration: tool_calls must be objects with 'name' and 'arguments'"
+
+
+def spoken(content, **columns):
+    return {"messages": [{"role": "user", "content": content}], **columns}
+
+
+def only_sample(path):
+    (sample,), errors = read_rows(path)
+    assert errors == []
+    return sample
+
+
+def test_media_of_all_kinds_are_in_the_order_of_their_placeholders(write_rows):
+    row = spoken(
+        "<audio>one<image>two<video><audio>",
+        images=["a.png"],
+        videos=[{"path": "v.mp4", "span": [1, 2.5]}],
+        audios=["a.wav", {"path": "b.wav", "span": [0, 3]}],
+    )
+    path = write_rows(row)
+    sample, root = only_sample(path), str(path.parent)
+    assert sample.media == (
+        MediaRef(kind="audio", path="a.wav", root=root),
+        MediaRef(kind="image", path="a.png", root=root),
+        MediaRef(kind="video", path="v.mp4", root=root, span=(1.0, 2.5)),
+        MediaRef(kind="audio", path="b.wav", root=root, span=(0.0, 3.0)),
+    )
+    assert sample.messages[0].parts == (
+        Part(media=0),
+        Part(text="one"),
+        Part(media=1),
+        Part(text="two"),
+        Part(media=2),
+        Part(media=3),
+    )
+
+
+def test_a_video_may_be_given_as_pictures(write_rows):
+    path = write_rows(spoken("<video>", videos=[["0.png", "1.png"]]))
+    assert only_sample(path).media == (MediaRef(kind="video", pictures=("0.png", "1.png"), root=str(path.parent)),)
+
+
+def test_the_nth_audio_is_heard_with_the_nth_video(write_rows):
+    row = spoken(
+        "<video>a<video><audio>",
+        videos=["v.mp4", "w.mp4"],
+        audios=["v.wav", "w.wav", "x.wav"],
+        use_audio_in_video=True,
+    )
+    sample = only_sample(write_rows(row))
+    assert [ref.path for ref in sample.media] == ["v.mp4", "v.wav", "w.mp4", "w.wav", "x.wav"]
+    assert sample.messages[0].parts == (
+        Part(media=0, sound=1),
+        Part(text="a"),
+        Part(media=2, sound=3),
+        Part(media=4),
+    )
+
+
+def test_without_audios_a_video_is_heard_with_its_own_track_over_its_own_span(write_rows):
+    row = spoken("<video>?", videos=[{"path": "v.mp4", "span": [1, 2]}], use_audio_in_video=True)
+    path = write_rows(row)
+    sample, root = only_sample(path), str(path.parent)
+    assert sample.media == (
+        MediaRef(kind="video", path="v.mp4", root=root, span=(1.0, 2.0)),
+        MediaRef(kind="audio", path="v.mp4", root=root, span=(1.0, 2.0)),
+    )
+    assert sample.messages[0].parts == (Part(media=0, sound=1), Part(text="?"))
+
+
+def test_gold_of_every_kind_is_read(write_rows):
+    row = spoken(
+        "<video>?",
+        videos=["v.mp4"],
+        points=[[1, 2.5]],
+        spans=[[0, 1.5], [2, 3]],
+        track=[[0.5, [0, 0, 9, 9]], [1, [1, 1, 8, 8]]],
+    )
+    gold = only_sample(write_rows(row)).gold
+    assert gold.points == ((1.0, 2.5),)
+    assert gold.spans == ((0.0, 1.5), (2.0, 3.0))
+    assert gold.track == ((0.5, (0.0, 0.0, 9.0, 9.0)), (1.0, (1.0, 1.0, 8.0, 8.0)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "error"),
+    [
+        ({"points": [[1]]}, "points.0: a gold point must be two numbers [x, y], got [1]"),
+        ({"points": [[1, float("inf")]]}, "points.0: a gold point must be two numbers [x, y] that are finite"),
+        ({"points": [[1, 10**400]]}, "points.0: a gold point must be two numbers [x, y] that are finite"),
+        ({"spans": [[2, 1]]}, "spans.0: a span must be finite with 0 <= start < end, got [2, 1]"),
+        ({"spans": [[-1, 1]]}, "spans.0: a span must be finite with 0 <= start < end, got [-1, 1]"),
+        ({"spans": [[True, 2]]}, "spans.0: a span must be two numbers [start, end], got [True, 2]"),
+        ({"track": [[1]]}, "track.0: must be [time, [x1, y1, x2, y2]], got [1]"),
+        ({"track": [["1", [0, 0, 1, 1]]]}, "track.0: its time must be a number, got ['1']"),
+        ({"track": [[1, [0, 0, 1]]]}, "track.0: gold box must be four numbers"),
+        ({"videos": [{"path": "v.mp4", "span": [3, 3]}]}, "videos.0.span: a span must be finite with"),
+        ({"videos": [[]]}, "videos.0: must name a video by a path, bytes or a data: URI, got []"),
+        ({"images": [{"path": "a.png", "span": [0, 1]}]}, "images.0: an image has no span"),
+        ({"use_audio_in_video": "yes"}, "use_audio_in_video: must be true or false, got 'yes'"),
+        (
+            {"videos": ["v.mp4", "w.mp4"], "audios": ["a.wav"], "use_audio_in_video": True},
+            "use_audio_in_video: 2 video",
+        ),
+        ({"videos": [["0.png"]], "use_audio_in_video": True}, "videos.0: pictures have no sound of their own"),
+        ({"metadata": [1]}, "metadata: must be an object, got list"),
+        ({"subtitles": 3}, "subtitles: must be a path or a list of [start, end, text], got int"),
+    ],
+)
+def test_a_column_that_cannot_be_read_is_named(write_rows, columns, error):
+    line = json.dumps(spoken("?", answer="7", **columns))
+    assert only_error(write_rows(line)).startswith(error)
+
+
+@pytest.mark.parametrize("word", ["image", "video", "audio"])
+def test_a_placeholder_as_literal_text_is_refused(write_rows, word):
+    error = only_error(write_rows(spoken(f"What does <{word}> mean?")))
+    assert error == f"1 <{word}> placeholder(s) but 0 {word}(s); there must be one for each"
+
+
+def test_text_that_no_tokenizer_takes_is_refused(write_rows):
+    assert "surrogates not allowed" in only_error(write_rows(spoken("\ud800")))
+    call = {"name": "zoom", "arguments": {"label": "\ud800"}}
+    demonstration = [{"role": "assistant", "tool_calls": [call]}]
+    assert "surrogates not allowed" in only_error(write_rows(spoken("?", demonstration=demonstration)))
+
+
+def test_subtitles_stand_before_the_question(write_rows, tmp_path):
+    (tmp_path / "v.srt").write_text(
+        "1\n00:00:01,000 --> 00:00:02,500\nHello\n\n2\n00:00:09,000 --> 00:00:10,000\nBye\n"
+    )
+    text = "[1.0s - 2.5s] Hello\n[9.0s - 10.0s] Bye\n"
+    row = spoken("<video>Who?", videos=["v.mp4"], subtitles="v.srt")
+    assert only_sample(write_rows(row)).messages[0].parts == (Part(media=0), Part(text=text), Part(text="Who?"))
+    listed = spoken("<video>Who?", videos=["v.mp4"], subtitles=[[9, 10, "Bye"], [1, 2.5, "Hello"]])
+    assert only_sample(write_rows(listed)).messages[0].parts == (Part(media=0), Part(text=text), Part(text="Who?"))
+
+
+def test_a_clip_has_only_the_subtitles_that_are_shown_in_it(write_rows):
+    row = spoken(
+        "<video>Who?",
+        videos=[{"path": "v.mp4", "span": [5, 20]}],
+        subtitles=[[1, 2, "Hello"], [4, 6, "So"], [9, 10, "Bye"]],
+    )
+    assert only_sample(write_rows(row)).messages[0].parts[1].text == "[4.0s - 6.0s] So\n[9.0s - 10.0s] Bye\n"

@@ -24,6 +24,7 @@ MGPO = Rules(
     ),
     answer_form="boxed",
 )
+FREE = Rules()
 LIMITS = {"max_turns": 4, "max_calls": 4, "max_calls_per_turn": 1, "max_media": 8, "max_context": 4096}
 CALL = '<tool_call>\n{"name": "zoom", "arguments": {"bbox_2d": [0, 0, 28, 28]}}\n</tool_call>'
 
@@ -53,7 +54,7 @@ def play(checkpoint, picture):
     """play("turn", ..., rules=, prefix=, limit=value) is (trajectory, engine)."""
     family = checkpoint.family
 
-    def run(*turns, rules=Rules(), prefix="", **limits):
+    def run(*turns, rules=FREE, prefix="", **limits):
         medium = picture(0, 112, 112)
         message = Message(role="user", parts=(Part(media=0), Part(text="Which?")))
         prompt = Prompt(
