@@ -10,13 +10,14 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from importlib.metadata import version
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import av
 import numpy as np
 
 from mmrl.processors.probe import Limits, Probe, UnusableError, open_container, probe, reason, video_stream
 
+Item = TypeVar("Item")
 Frames = Iterator[tuple[float, np.ndarray]]
 Backend = Callable[[BinaryIO, Probe, Sequence[int], Limits], Frames]
 
@@ -24,7 +25,12 @@ Backend = Callable[[BinaryIO, Probe, Sequence[int], Limits], Frames]
 def read_frames(name: str, file: BinaryIO, found: Probe, indices: Sequence[int], limits: Limits) -> Frames:
     """The frames at `indices`, which do not fall; UnusableError rather than a frame that is not the wanted one."""
     wanted = sorted(set(indices))
-    times, frames = found.times(), BACKENDS[name](file, found, wanted, limits)
+    times = found.times()
+    if name != "pyav":  # the others paint over damage and say nothing
+        strict = _strict(file, found, wanted, limits)
+        for index in wanted:
+            _next(strict, times[index])
+    frames = BACKENDS[name](file, found, wanted, limits)
     repeats = {index: list(indices).count(index) for index in wanted} if len(wanted) < len(indices) else {}
     for index in wanted:
         time, frame = _next(frames, times[index])
@@ -39,7 +45,7 @@ def read_frames(name: str, file: BinaryIO, found: Probe, indices: Sequence[int],
             yield times[index], frame
 
 
-def _next(frames: Frames, moment: float) -> tuple[float, np.ndarray]:
+def _next(frames: Iterator[Item], moment: float) -> Item:
     try:
         return next(frames)
     except StopIteration:
@@ -55,17 +61,25 @@ class _MissedError(Exception):
 
 
 def _pyav(file: BinaryIO, found: Probe, indices: Sequence[int], limits: Limits) -> Frames:
-    """From the nearest key frame; where that goes wrong, once more from the start of the file."""
+    for frame in _strict(file, found, indices, limits):
+        yield found.seconds(frame.pts), np.rot90(frame.to_ndarray(format="rgb24"), found.rotation)
+
+
+def _strict(file: BinaryIO, found: Probe, indices: Sequence[int], limits: Limits) -> Iterator[Any]:
+    """FFmpeg's frames, from the nearest key frame; where that goes wrong, once more from the start of the file.
+
+    Any damage between a key frame and a wanted frame is an error.
+    """
     done = 0
     try:
-        for item in _pyav_pass(file, found, indices, limits, seek=True):
-            yield item
+        for frame in _decode(file, found, indices, limits, seek=True):
+            yield frame
             done += 1
     except (av.FFmpegError, _MissedError):
-        yield from _pyav_pass(file, found, indices[done:], limits, seek=False)
+        yield from _decode(file, found, indices[done:], limits, seek=False)
 
 
-def _pyav_pass(file: BinaryIO, found: Probe, indices: Sequence[int], limits: Limits, *, seek: bool) -> Frames:
+def _decode(file: BinaryIO, found: Probe, indices: Sequence[int], limits: Limits, *, seek: bool) -> Iterator[Any]:
     with open_container(file) as container:
         stream = video_stream(container, limits)
         position, frames = found.pts[0], container.decode(stream)
@@ -76,7 +90,7 @@ def _pyav_pass(file: BinaryIO, found: Probe, indices: Sequence[int], limits: Lim
                 frames = container.decode(stream)
             frame = _until(frames, wanted)
             position = frame.pts
-            yield found.seconds(frame.pts), _upright(frame, found.rotation)
+            yield frame
 
 
 def _until(frames: Iterator[Any], wanted: int) -> Any:
@@ -88,10 +102,6 @@ def _until(frames: Iterator[Any], wanted: int) -> Any:
                 raise _MissedError("the frame is corrupt")
             return frame
     raise _MissedError("the stream ends too early")
-
-
-def _upright(frame: Any, turns: int) -> np.ndarray:
-    return np.rot90(frame.to_ndarray(format="rgb24"), turns)
 
 
 def _decord(file: BinaryIO, found: Probe, indices: Sequence[int], limits: Limits) -> Frames:
@@ -120,8 +130,8 @@ def _torchcodec(file: BinaryIO, found: Probe, indices: Sequence[int], limits: Li
 
 
 BACKENDS: dict[str, Backend] = {"pyav": _pyav, "torchcodec": _torchcodec, "decord": _decord}
-"""In the order in which "auto" tries them. PyAV comes first: it alone stops at damage that the others paint over, and
-its worker starts in a fraction of a second, without torch."""
+"""In the order in which "auto" tries them. PyAV comes first: FFmpeg's strict mode, which stops at damage, is reached
+through it alone, so that the others cost a second decoding; and its worker needs no torch."""
 MODULES = {"pyav": "av", "torchcodec": "torchcodec.decoders", "decord": "decord"}
 
 

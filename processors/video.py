@@ -65,12 +65,15 @@ class Video(Sampling):
     def load(self, ref: MediaRef) -> Media:
         """The frames of a look at `ref`, or at its span. MediaError names the file and what is wrong with it."""
         if ref.frames is not None:
+            # What tools are given as the source leaves the number to them.
             return self._with_frames(ref).load(replace(ref, frames=None))
+        return self._load_pictures(ref) if ref.pictures else self._load_file(ref)
+
+    def _with_frames(self, ref: MediaRef) -> Video:
         try:
-            look = self if ref.frames is None else replace(self, frames=ref.frames)
+            return replace(self, frames=ref.frames)
         except ValueError as error:
             raise MediaError(f"video {name_of(ref)}: {error}") from None
-        return look._load_pictures(ref) if ref.pictures else look._load_file(ref)
 
     def _load_file(self, ref: MediaRef) -> Media:
         look = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}

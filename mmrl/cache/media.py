@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 
+from mmrl.errors import MediaError
 from mmrl.protocols import Processor
-from mmrl.types import Media, MediaRef
+from mmrl.types import Media, MediaKind, MediaRef
 
 Key = tuple[Processor, MediaRef]
 
@@ -19,10 +21,14 @@ class MediaCache:
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self.limit = limit
+        self.num_bytes = 0
+        """Held now."""
         self._media: OrderedDict[Key, Media] = OrderedDict()
-        self._size = 0
         self._loading: dict[Key, threading.Lock] = {}
         self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._media)
 
     def load(self, processor: Processor, ref: MediaRef) -> Media:
         """`processor.load(ref)`; threads that ask for the same at once wait for one decoding."""
@@ -40,6 +46,12 @@ class MediaCache:
             with self._lock:
                 self._loading.pop(key, None)
 
+    def clear(self) -> None:
+        """Forget everything: files may have changed."""
+        with self._lock:
+            self._media.clear()
+            self.num_bytes = 0
+
     def _find(self, key: Key) -> Media | None:
         with self._lock:
             if key in self._media:
@@ -49,15 +61,29 @@ class MediaCache:
     def _keep(self, key: Key, medium: Media) -> None:
         with self._lock:
             self._media[key] = medium
-            self._size += size(medium)
-            while self._size > self.limit:
-                self._size -= size(self._media.popitem(last=False)[1])
+            self.num_bytes += size(medium)
+            while self.num_bytes > self.limit:
+                self.num_bytes -= size(self._media.popitem(last=False)[1])
 
 
 def size(medium: Media) -> int:
-    """Bytes that a medium holds."""
-    return medium.data.nbytes + (0 if medium.original is None else medium.original.nbytes)
+    """Bytes of a medium's pixels or samples."""
+    original = 0 if medium.original is None or medium.original is medium.data else medium.original.nbytes
+    return medium.data.nbytes + original
 
 
 SHARED = MediaCache()
 """The process's cache: rows and tools look at the same files."""
+
+
+class MediaLoader:
+    """Loads media of every kind, each by the processor of its kind."""
+
+    def __init__(self, processors: Mapping[MediaKind, Processor], cache: MediaCache = SHARED) -> None:
+        self.processors, self.cache = processors, cache
+
+    def load(self, ref: MediaRef) -> Media:
+        """MediaError where the medium cannot be shown to a model."""
+        if ref.kind not in self.processors:
+            raise MediaError(f"{ref.kind} {ref.path}: nothing is configured that loads it; set data.{ref.kind}")
+        return self.cache.load(self.processors[ref.kind], ref)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.adapt.rewards import build_reward
+from mmrl.cache.media import MediaLoader
 from mmrl.config import DataSection, RowsFile, RunConfig
-from mmrl.data.dataset import Loaded, MediaCache, build_processors, load_sample
+from mmrl.data.dataset import Loaded, build_processors, load_sample
 from mmrl.data.dry_run import GoldScore, score_gold
 from mmrl.data.rows import read_rows
 from mmrl.errors import DataError, MediaError
@@ -85,7 +86,7 @@ def check_file(
     samples, errors = read_rows(file.path, format=file.format, media_root=file.media_root, tell=tell)
     problems = [_unreadable(error, file.path) for error in errors]
     section = config.data if config else DataSection()
-    cache = MediaCache(build_processors(section), section.cached_bytes)
+    cache = MediaLoader(build_processors(section))
     rewards = configured_rewards(config) if config else []
     scores: dict[int, dict[str, GoldScore]] = {}
     example = None
@@ -225,7 +226,7 @@ def _family(config: RunConfig) -> ModelFamily:
     return kind.family.from_config(getattr(own, "thinker_config", own), processor)
 
 
-def _load(sample: Sample, cache: MediaCache, path: str) -> Loaded | Problem:
+def _load(sample: Sample, cache: MediaLoader, path: str) -> Loaded | Problem:
     try:
         return load_sample(sample, cache)
     except MediaError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
+from mmrl.cache.media import MediaLoader
 from mmrl.config import DataSection, Plugin
 from mmrl.data.gold import settle
 from mmrl.data.prompt import KINDS
@@ -19,7 +20,7 @@ from mmrl.data.sampler import Sampler
 from mmrl.errors import DataError, MediaError
 from mmrl.protocols import Processor
 from mmrl.resolve import build
-from mmrl.types import Media, MediaKind, MediaRef, Sample
+from mmrl.types import Media, MediaKind, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,39 +58,6 @@ class BadRows:
             )
 
 
-class MediaCache:
-    """Decoded media, the latest used ones within a number of bytes."""
-
-    def __init__(self, processors: Mapping[MediaKind, Processor], max_bytes: int) -> None:
-        self.processors, self.max_bytes = processors, max_bytes
-        self.num_bytes = 0
-        self._kept: OrderedDict[MediaRef, Media] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def load(self, ref: MediaRef) -> Media:
-        """MediaError where the medium cannot be shown to a model."""
-        if ref in self._kept:
-            self._kept.move_to_end(ref)
-            return self._kept[ref]
-        if ref.kind not in self.processors:
-            raise MediaError(f"{ref.kind} {ref.path}: nothing is configured that loads it; set data.{ref.kind}")
-        found = self.processors[ref.kind].load(ref)
-        self._kept[ref] = found
-        self.num_bytes += media_bytes(found)
-        while self.num_bytes > self.max_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self.num_bytes -= media_bytes(oldest)
-        return found
-
-
-def media_bytes(medium: Media) -> int:
-    """Bytes of a medium's pixels or samples."""
-    original = 0 if medium.original is None or medium.original is medium.data else medium.original.nbytes
-    return medium.data.nbytes + original
-
-
 def build_processors(section: DataSection) -> dict[MediaKind, Processor]:
     """What loads each kind of medium, as configured."""
     plugins: dict[MediaKind, Plugin] = {kind: getattr(section, kind) for kind in KINDS}
@@ -101,7 +69,9 @@ class RowSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Loaded | None: ...
+    def load(self, index: int, media: MediaLoader | None = None) -> Loaded | None:
+        """The row with its media, loaded by `media` where that is given; None for a row that cannot be used."""
+        ...
 
     def refuse(self, index: int, reason: str) -> None: ...
 
@@ -121,7 +91,7 @@ class Dataset:
     def __init__(
         self,
         path: str | Path,
-        media: MediaCache,
+        media: MediaLoader,
         bad: BadRows,
         *,
         format: str | None = None,  # noqa: A002 (the configuration's word)
@@ -141,10 +111,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def load(self, index: int) -> Loaded | None:
+    def load(self, index: int, media: MediaLoader | None = None) -> Loaded | None:
         """The row with its media, or None for a row that cannot be used: it is counted and told."""
         try:
-            return load_sample(self.samples[index], self.media)
+            return load_sample(self.samples[index], media or self.media)
         except (MediaError, DataError) as error:
             self.refuse(index, str(error))
             return None
@@ -168,9 +138,9 @@ class Mixture:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def load(self, index: int) -> Loaded | None:
+    def load(self, index: int, media: MediaLoader | None = None) -> Loaded | None:
         part, place = self._find(index)
-        return part.load(place)
+        return part.load(place, media)
 
     def refuse(self, index: int, reason: str) -> None:
         part, place = self._find(index)
@@ -185,7 +155,7 @@ class Mixture:
         return part, index - self._ends[number] + len(part)
 
 
-def load_sample(sample: Sample, media: MediaCache) -> Loaded:
+def load_sample(sample: Sample, media: MediaLoader) -> Loaded:
     """The row with its media; MediaError or DataError says why it cannot be used."""
     loaded = tuple(media.load(ref) for ref in sample.media)
     return Loaded(sample=settle(sample, loaded), media=loaded)

@@ -1,9 +1,9 @@
 """The video demo's task: find the moment of a clip at which a handwritten digit is shown, and read it.
 
 A clip lasts over three minutes. Most of the time it shows a board of 4 x 4 tiles, one for each sixteenth of the clip;
-for nine seconds it shows a digit instead (scikit-learn's bundled digits). For a while around that moment the tile of its
-sixteenth is red. The model first sees a few small frames of the whole clip: it has to find one with a red tile and ask
-for the right span. Some clips show the red tile for so short a time that only a denser look finds it. Everything is
+for nine seconds it shows a digit instead (scikit-learn's bundled digits). For a while around that moment the tile of
+its sixteenth is red. The model first sees a few small frames of the whole clip: it has to find one with a red tile and
+ask for the right span. Some clips show the red tile for so short a time that only a denser look finds it. Everything is
 written to disk as ordinary files and rows.
 """
 

@@ -56,7 +56,12 @@ class Relative:
         return _scaled(box, self.extent / frame.seen[0], self.extent / frame.seen[1])
 
 
-SPACES = {"seen": SeenPixels(), "original": OriginalPixels(), "relative_1000": Relative(), "relative_1": Relative(1.0)}
+SPACES: dict[str, SeenPixels | OriginalPixels | Relative] = {
+    "seen": SeenPixels(),
+    "original": OriginalPixels(),
+    "relative_1000": Relative(),
+    "relative_1": Relative(1.0),
+}
 """The spaces that a tool may be configured to speak, where it differs from its model's own."""
 
 

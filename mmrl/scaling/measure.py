@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from mmrl.data.dataset import Dataset, Loaded, MediaCache, Mixture, RowSource
+from mmrl.cache.media import MediaLoader
+from mmrl.data.dataset import Loaded, RowSource
 from mmrl.report.progress import Progress
 from mmrl.report.store import Decode, RunStore
 from mmrl.scaling.closer import closer
@@ -51,9 +51,13 @@ def _measure(
     features = session.runner.engine.features
     features.clear()
     before = features.encoded
+
+    def load(number: int, fields: Fields) -> Loaded | None:
+        return dataset.load(number, MediaLoader(closer(session.media.processors, fields), session.media.cache))
+
     solver = Solver(
         runner=session.runner,
-        load=_Looking(dataset, session.media).load,
+        load=load,
         seed=session.seed("test_time"),
         batch_size=session.config.rollout.batch_size,
         keep=keep,
@@ -68,33 +72,6 @@ def _measure(
         "rungs": mean([len(outcome.rounds) for outcome in outcomes]),
         "encoded": (features.encoded - before) / max(1, len(outcomes)),
     }
-
-
-class _Looking:
-    """Rows whose media are loaded as a look wants them; the latest look's are cached as the rows' own are."""
-
-    def __init__(self, rows: RowSource, media: MediaCache) -> None:
-        self.plain, self.media = rows, media
-        self.rows = rows
-        self.fields: Fields = {}
-
-    def load(self, number: int, fields: Fields) -> Loaded | None:
-        if fields != self.fields:
-            media = MediaCache(closer(self.media.processors, fields), self.media.max_bytes)
-            self.rows, self.fields = _with_media(self.plain, media), fields
-        return self.rows.load(number)
-
-
-def _with_media(rows: RowSource, media: MediaCache) -> RowSource:
-    if isinstance(rows, Mixture):
-        return Mixture([_twin(part, media) for part in rows.parts], rows.weights)
-    return _twin(cast(Dataset, rows), media)
-
-
-def _twin(rows: Dataset, media: MediaCache) -> Dataset:
-    twin = copy(rows)
-    twin.media = media
-    return twin
 
 
 class ShownStrategies:

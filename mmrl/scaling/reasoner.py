@@ -10,8 +10,9 @@ from typing import Any, cast
 
 from PIL.Image import Image
 
+from mmrl.cache.media import MediaLoader
 from mmrl.config import Plugin, RunConfig
-from mmrl.data.dataset import Loaded, MediaCache, load_sample
+from mmrl.data.dataset import Loaded, load_sample
 from mmrl.errors import DataError
 from mmrl.protocols import ModelFamily, Processor, Tool
 from mmrl.rollout.runner import Runner
@@ -149,7 +150,7 @@ class Reasoner:
             raise TypeError("fields are for a strategy that is named; this one is built already")
 
         def load(number: int, looked: Fields) -> Loaded:
-            return load_sample(sample, MediaCache(closer(self.processors, looked), 0))
+            return load_sample(sample, MediaLoader(closer(self.processors, looked)))
 
         solver = Solver(runner=self.runner, load=load, seed=self.seed, batch_size=self.batch_size)
         (outcome,) = solver.solve(1, strategy)

@@ -13,6 +13,8 @@ from mmrl.errors import ConfigError
 from mmrl.report.store import RunStore, write_atomic
 from mmrl.versions import versions
 
+TEST_TIME = "test_time.json"
+"""What the test-time strategies reached, in a run's directory."""
 FREE = ("checkpoint.", "report.", "threads")
 """Keys that may change between a run's start and its continuation."""
 
@@ -46,7 +48,8 @@ def forget_end(store: RunStore) -> None:
     if path.exists():
         kept = {part: metrics for part, metrics in json.loads(path.read_text()).items() if part == "before"}
         write_atomic(path, json.dumps(kept, indent=1))
-    (store.path / "summary.json").unlink(missing_ok=True)
+    for name in ("summary.json", TEST_TIME):
+        (store.path / name).unlink(missing_ok=True)
 
 
 def differences(old: Any, new: Any) -> dict[str, str]:

@@ -21,10 +21,11 @@ from mmrl.errors import MmrlError, StoppedError
 from mmrl.models.load import load_checkpoint
 from mmrl.report.progress import Progress
 from mmrl.report.store import RunStore, write_atomic
+from mmrl.scaling.named import build_strategies
 from mmrl.train import checkpoint
-from mmrl.train.claim import claim
+from mmrl.train.claim import TEST_TIME, claim
 from mmrl.train.engine import NonFiniteError, TorchEngine
-from mmrl.train.evaluate import Shown, evaluate, summary
+from mmrl.train.evaluate import Shown, evaluate, evaluate_strategies, summary
 from mmrl.train.optim import build_optimizer, select_parameters, set_learning_rate
 from mmrl.train.session import open_session
 from mmrl.train.stages import Grpo, Sft
@@ -58,6 +59,7 @@ class Run:
         self.config, self.store, self.progress = config, store, progress
         self.names = [stage_name(stage) for stage in config.stages]
         self.rewards = [reward.name for reward in config.rewards]
+        self.strategies = build_strategies(config.evaluate.test_time) if config.evaluate else {}
         self.checkpoints = store.path / "checkpoints"
         self.last = self._last_checkpoint()
         self.state = checkpoint.read_state(self.last) if self.last else None
@@ -76,6 +78,8 @@ class Run:
             if self.config.evaluate.without_tools:
                 self._evaluate("no_tools")
             result = {"train_seconds": self.train_seconds, **summary(self._evaluations(), self.rewards)}
+            if self.strategies:
+                result["test_time"] = self._test_time()
             write_atomic(self.store.path / "summary.json", json.dumps(result, indent=1) + "\n")
 
     def _stage(self, number: int, section: SftStage | GrpoStage) -> None:
@@ -225,6 +229,16 @@ class Run:
         metrics = evaluate(self.session, dataset, use_tools=part != "no_tools", on_group=shown)
         self.store.write_groups(part, shown.first, self.session.checkpoint.family.decode)
         write_atomic(self._evaluations_path, json.dumps({**done, part: metrics}, indent=1))
+
+    def _test_time(self) -> dict[str, dict[str, float]]:
+        """Accuracy and cost of each test-time strategy on the held-out rows; what was measured already is kept."""
+        section, path = self.config.evaluate, self.store.path / TEST_TIME
+        assert section is not None
+        if not path.exists():
+            dataset = self.session.dataset(section.rows, section.limit)
+            found = evaluate_strategies(self.session, dataset, self.strategies, self.progress, self.store)
+            write_atomic(path, json.dumps(found, indent=1))
+        return dict(json.loads(path.read_text()))
 
     @property
     def _evaluations_path(self) -> Path:

@@ -13,8 +13,9 @@ import torch
 from mmrl.adapt.rewards import build_reward
 from mmrl.adapt.tools import build_tool
 from mmrl.cache.features import FeatureCache
+from mmrl.cache.media import SHARED, MediaLoader
 from mmrl.config import RowsFile, RunConfig
-from mmrl.data.dataset import BadRows, Dataset, Loaded, MediaCache, Mixture, RowSource, build_processors
+from mmrl.data.dataset import BadRows, Dataset, Loaded, Mixture, RowSource, build_processors
 from mmrl.models.load import Checkpoint, load_checkpoint
 from mmrl.protocols import Processor, RewardContext
 from mmrl.resolve import build
@@ -35,7 +36,7 @@ class Session:
     checkpoint: Checkpoint
     runner: Runner
     rewards: tuple[WeightedReward, ...]
-    media: MediaCache
+    media: MediaLoader
     bad: BadRows
     tell: Callable[[str], None] = print
     datasets: dict[tuple[RowsFile, int | None], Dataset] = field(default_factory=dict)
@@ -95,6 +96,8 @@ def open_session(
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     for number, step in enumerate(config.setup):
         build(step.use, step.fields, f"setup.{number}").prepare(config.seed)
+    SHARED.clear()
+    SHARED.limit = config.data.cached_bytes
     section = config.model
     checkpoint = load_checkpoint(
         model_path or config.model_path, family=section.family, dtype=section.dtype, device=section.device
@@ -105,7 +108,7 @@ def open_session(
         checkpoint=checkpoint,
         runner=_runner(config, checkpoint, processors["image"]),
         rewards=_rewards(config),
-        media=MediaCache(processors, config.data.cached_bytes),
+        media=MediaLoader(processors),
         bad=BadRows(config.run_dir / "data_errors.jsonl", config.data.max_bad_fraction, tell),
         tell=tell,
     )

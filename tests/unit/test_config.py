@@ -113,9 +113,7 @@ def test_every_problem_has_a_line_of_its_own(refusal):
 
 
 def test_overrides_are_applied_in_order_and_read_as_yaml(load):
-    config = load(
-        "seed=3", "seed=4", "stages.1.steps=9", "data.cached_bytes=0", "evaluate={rows: t.jsonl}", "threads="
-    )
+    config = load("seed=3", "seed=4", "stages.1.steps=9", "data.cached_bytes=0", "evaluate={rows: t.jsonl}", "threads=")
     assert (config.seed, config.stages[1].steps, config.data.cached_bytes) == (4, 9, 0)
     assert config.evaluate.rows == "t.jsonl"
     assert config.threads is None

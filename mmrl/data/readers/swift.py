@@ -28,7 +28,7 @@ REF, BBOX = "<ref-object>", "<bbox>"
 
 
 class Swift:
-    name = "swift"
+    name = "ms_swift"
     shape = "messages; images, videos, audios; solution, objects {ref, bbox}, tools (JSON)"
 
     def clues(self, row: Columns) -> Clues:

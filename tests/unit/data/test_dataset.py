@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mmrl.data.dataset import BadRows, Dataset, MediaCache, Mixture, media_bytes
+from mmrl.cache.media import MediaCache, MediaLoader, size
+from mmrl.data.dataset import BadRows, Dataset, Mixture
 from mmrl.errors import DataError
 from mmrl.processors.image import Image
 from mmrl.types import MediaRef
@@ -37,7 +38,7 @@ def row(number, image=None, **more):
 
 
 def opened(path, bad, image=None, max_bytes=10**9, **more):
-    return Dataset(path, MediaCache({"image": image or Image()}, max_bytes), bad, **more)
+    return Dataset(path, MediaLoader({"image": image or Image()}, MediaCache(max_bytes)), bad, **more)
 
 
 def listed(bad):
@@ -152,15 +153,15 @@ def test_the_cache_is_bounded_in_bytes_and_forgets_the_least_recently_used(write
     for name in ("a.png", "b.png", "c.png"):
         write_png(name)
     image = CountingImage()
-    one = media_bytes(Image().load(MediaRef(kind="image", path="a.png", root=str(write_png("a.png").parent))))
+    one = size(Image().load(MediaRef(kind="image", path="a.png", root=str(write_png("a.png").parent))))
     assert one == 2 * 56 * 56 * 3  # what the model sees, and the original that crops are cut from
     rows = write_rows(*[row(n, f"{name}.png") for n, name in enumerate("abc")])
     dataset = opened(rows, bad, image, max_bytes=2 * one)
     for index in (0, 1, 0, 2, 0, 1):
         dataset.load(index)
     assert image.paths == ["a.png", "b.png", "c.png", "b.png"]
-    assert len(dataset.media) == 2
-    assert dataset.media.num_bytes == 2 * one
+    assert len(dataset.media.cache) == 2
+    assert dataset.media.cache.num_bytes == 2 * one
 
 
 def test_a_medium_larger_than_the_cache_is_loaded_and_not_kept(write_rows, write_png, bad):
@@ -170,7 +171,7 @@ def test_a_medium_larger_than_the_cache_is_loaded_and_not_kept(write_rows, write
     assert dataset.load(0) is not None
     assert dataset.load(0) is not None
     assert image.paths == ["a.png", "a.png"]
-    assert (len(dataset.media), dataset.media.num_bytes) == (0, 0)
+    assert (len(dataset.media.cache), dataset.media.cache.num_bytes) == (0, 0)
 
 
 def test_a_kind_that_nothing_loads_is_a_bad_row_that_names_the_key(write_rows, bad):

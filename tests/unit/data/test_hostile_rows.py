@@ -47,7 +47,7 @@ GOOD = {
     "native": {"messages": CHAT},
     "easyr1": {"problem": "?", "answer": "7"},
     "verl": {"prompt": CHAT, "reward_model": {"ground_truth": "7"}},
-    "swift": {"messages": CHAT, "solution": "7"},
+    "ms_swift": {"messages": CHAT, "solution": "7"},
     "llava": {"conversations": [{"from": "human", "value": "?"}]},
     "video_r1": {"problem": "?", "data_type": "image", "path": "a.png", "solution": "7"},
     "trl": {"prompt": CHAT, "solution": "7"},

@@ -169,7 +169,7 @@ def test_swift_with_a_solution(read, sample):
             metadata={"solution": "<answer> B </answer>", "level": 3},
         )
     ]
-    assert told.startswith("read as swift (")
+    assert told.startswith("read as ms_swift (")
 
 
 def test_swift_where_the_last_reply_is_the_answer_and_media_have_no_placeholders(read, sample):
@@ -251,7 +251,7 @@ def test_a_row_with_an_empty_list_of_tools_is_asked_without_tools(read):
 )
 def test_swift_objects_that_cannot_be_read(read, objects, error):
     row = {"messages": [{"role": "user", "content": "<image>?"}], "images": ["a.png"], "objects": objects}
-    _, errors, _ = read(row, format="swift")
+    _, errors, _ = read(row, format="ms_swift")
     assert errors[0].startswith(f"row 0: {error}")
 
 
@@ -428,8 +428,8 @@ def test_trl_with_a_completion_and_a_data_uri(read):
         ({"messages": [{"role": "user", "content": "?"}]}, "native"),
         ({"messages": [{"role": "user", "content": "?"}], "anwser": "7"}, "native"),
         ({"messages": [{"role": "user", "content": "?"}], "answer": "7", "videos": []}, "native"),
-        ({"messages": [{"role": "assistant", "content": "?"}], "images": ["a.png"]}, "swift"),
-        ({"messages": [{"role": "user", "content": "?"}], "solution": "7"}, "swift"),
+        ({"messages": [{"role": "assistant", "content": "?"}], "images": ["a.png"]}, "ms_swift"),
+        ({"messages": [{"role": "user", "content": "?"}], "solution": "7"}, "ms_swift"),
         ({"prompt": "<image>?", "answer": "7", "images": ["a.png"]}, "easyr1"),
         ({"prompt": "?", "answer": "7", "images": ["a.png"]}, "trl"),
         ({"prompt": "?", "image": "a.png", "answer": "7"}, "trl"),
@@ -446,7 +446,7 @@ def test_a_column_may_first_come_in_a_later_row(read):
         {"messages": [{"role": "user", "content": "?"}]},
         {"messages": [{"role": "user", "content": "?"}], "solution": "7"},
     ]
-    assert read(*rows)[2].startswith("read as swift (")
+    assert read(*rows)[2].startswith("read as ms_swift (")
 
 
 def test_columns_that_fit_several_formats_are_an_error_that_lists_them(read):

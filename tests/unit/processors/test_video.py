@@ -48,6 +48,7 @@ def sheet(tmp_path_factory):
     plain, matroska = folder / "plain.mp4", folder / "plain.mkv"
     write_video(plain)
     write_video(folder / "sound.mp4", audio=True)
+    write_video(folder / "one_slice.mp4", options={"x264-params": "slices=1:sliced-threads=0"})
     write_video(matroska, container="matroska")
     write_video(folder / "variable.mp4", times_ms=JUMPY_MS)
     write_video(folder / "variable.mkv", times_ms=JUMPY_MS, container="matroska")
@@ -171,17 +172,19 @@ def damage(folder, source, name, number, offset, value=None):
     (folder / name).write_bytes(data)
 
 
-@pytest.mark.parametrize("number", [1, 10, 25, 30, 58])
-@pytest.mark.parametrize("source", ["plain.mp4", "plain.mkv"])
-def test_damage_is_an_error_and_never_a_wrong_frame(sheet, source, number):
-    for offset, value in ((8, None), (30, 0), (40, None)):
+@pytest.mark.parametrize("number", [1, 25, 30, 58])
+@pytest.mark.parametrize("source", ["plain.mp4", "plain.mkv", "one_slice.mp4"])
+def test_damage_is_an_error_and_never_a_wrong_frame(sheet, backend, source, number):
+    """In frames of one slice a decoder that is not strict paints over what is broken."""
+    for offset, value in ((12, None), (30, 0)):
         damage(sheet, source, "damaged", number, offset, value)
         for frames in (60, 12):
             try:
-                medium = load(sheet, "damaged", "pyav", frames=frames)
+                medium = load(sheet, "damaged", backend, frames=frames)
             except MediaError as error:
                 assert str(error).startswith("video damaged: ")  # noqa: PT017
             else:  # nothing that was asked for is touched
+                assert frames == 12
                 assert [n / 20 for n in numbers(medium)] == pytest.approx(medium.times, abs=1e-3)
 
 
@@ -292,7 +295,9 @@ def test_a_span_is_looked_at_by_the_file_s_clock(sheet):
 
 def test_a_row_may_say_how_many_frames(sheet, pictures):
     ref = MediaRef(kind="video", path="plain.mp4", root=str(sheet), frames=6)
-    assert numbers(Video(**AS_IT_IS).load(ref)) == [0, 10, 20, 30, 40, 50]
+    medium = Video(**AS_IT_IS).load(ref)
+    assert numbers(medium) == [0, 10, 20, 30, 40, 50]
+    assert len(Video(**AS_IT_IS, frames=2).load(medium.source).data) == 2  # a tool looks with its own number
     assert numbers(Video(**AS_IT_IS).load(replace(pictures, frames=2))) == [0, 5]
     with pytest.raises(MediaError, match="^video plain.mp4: frames is 0; it must be at least 1"):
         Video().load(replace(ref, frames=0))
