@@ -41,6 +41,15 @@ class Processor(Protocol):
         ...
 
 
+@runtime_checkable
+class Traced(Processor, Protocol):
+    """A processor whose pixels or samples depend on more than its fields."""
+
+    def provenance(self) -> dict[str, str]:
+        """For the run's manifest, e.g. {"video_backend": "pyav 18.1.0"}."""
+        ...
+
+
 class CoordinateSpace(Protocol):
     """The numbers in which a model family speaks about places in an image."""
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from mmrl.processors.probe import Limits, Probe, UnusableError, open_container, probe, reason, video_stream
 
@@ -61,8 +62,10 @@ class _MissedError(Exception):
 
 
 def _pyav(file: BinaryIO, found: Probe, indices: Sequence[int], limits: Limits) -> Frames:
+    reformatter = VideoReformatter()  # one for all frames: to set one up takes longer than to use it
     for frame in _strict(file, found, indices, limits):
-        yield found.seconds(frame.pts), np.rot90(frame.to_ndarray(format="rgb24"), found.rotation)
+        pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        yield found.seconds(frame.pts), np.rot90(pixels, found.rotation)
 
 
 def _strict(file: BinaryIO, found: Probe, indices: Sequence[int], limits: Limits) -> Iterator[Any]:

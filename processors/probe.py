@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import os
+from collections import OrderedDict
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, BinaryIO
@@ -21,6 +23,10 @@ VIDEO_CODECS = (
     *("mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "h263", "flv", "theora", "prores"),
     *("msmpeg4", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"),
 )
+
+
+SMALL_PIXELS = 320 * 240
+"""Frames of no more are decoded by one thread: several take longer to start than they save."""
 
 
 class UnusableError(Exception):
@@ -108,7 +114,8 @@ def video_stream(container: Any, limits: Limits) -> Any:
     check_size((codec.width, codec.height), limits)
     # The decoder counts padding too; its own cap is there for frames that grow in the middle of a stream.
     codec.options = {"max_pixels": str(2 * limits.max_pixels + 1_000_000), "err_detect": "explode"}
-    codec.thread_type = "AUTO"
+    if codec.width * codec.height > SMALL_PIXELS:
+        codec.thread_type = "AUTO"
     return stream
 
 
@@ -154,6 +161,23 @@ def probe(file: BinaryIO, limits: Limits) -> Probe:
             "cut the file or raise max_source_seconds"
         )
     return found
+
+
+def known_probe(file: BinaryIO, limits: Limits) -> Probe:
+    """`probe`, once for each file: tools look at one again and again, and its packets may be hours long."""
+    stat = os.fstat(file.fileno())
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, limits)
+    if key not in _KNOWN:
+        _KNOWN[key] = probe(file, limits)
+        while len(_KNOWN) > 1 and sum(len(known.pts) for known in _KNOWN.values()) > MAX_KNOWN_FRAMES:
+            _KNOWN.popitem(last=False)
+    _KNOWN.move_to_end(key)
+    return _KNOWN[key]
+
+
+_KNOWN: OrderedDict[tuple[Any, ...], Probe] = OrderedDict()
+MAX_KNOWN_FRAMES = 1_000_000
+"""Frames of the probes that a process remembers."""
 
 
 def first_frame(container: Any, stream: Any) -> Any:

@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 
 from mmrl.processors import wire
 from mmrl.processors.decoders import MODULES, read_frames, self_test
-from mmrl.processors.probe import Limits, UnusableError, probe
+from mmrl.processors.probe import Limits, UnusableError, known_probe
 from mmrl.processors.sampling import Sampling, frame_at, plan_look
 from mmrl.processors.sound import read_sound
 
@@ -32,7 +32,7 @@ GRACE_S = 10
 def look(request: dict[str, Any], file: BinaryIO) -> Iterator[Reply]:
     """The frames of a look at a video, as the model sees them."""
     limits = Limits(**request["limits"])
-    found = probe(file, limits)
+    found = known_probe(file, limits)
     every = found.times()
     try:
         plan = plan_look(every, found.duration, found.size, request["span"], Sampling(**request["look"]))
@@ -50,7 +50,7 @@ def look(request: dict[str, Any], file: BinaryIO) -> Iterator[Reply]:
 def stills(request: dict[str, Any], file: BinaryIO) -> Iterator[Reply]:
     """Frames at single moments, in their own size."""
     limits = Limits(**request["limits"])
-    found = probe(file, limits)
+    found = known_probe(file, limits)
     times = found.times()
     for moment in request["times"]:
         if not 0 <= moment <= found.duration:
@@ -63,7 +63,7 @@ def stills(request: dict[str, Any], file: BinaryIO) -> Iterator[Reply]:
 
 def facts(request: dict[str, Any], file: BinaryIO) -> Iterator[Reply]:
     """What the probe found."""
-    found = probe(file, Limits(**request["limits"]))
+    found = known_probe(file, Limits(**request["limits"]))
     names = ("container", "codec", "size", "rotation", "has_audio", "duration", "is_vfr")
     yield {**{name: getattr(found, name) for name in names}, "times": found.times()}, None
 

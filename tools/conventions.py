@@ -7,15 +7,26 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, create_model
 
 from mmrl.models.space import SPACES
 from mmrl.protocols import CoordinateSpace, ToolError, ToolState
 from mmrl.types import Media, MediaKind, TimeSpan
 
+MAX_S = 1e6
+"""No medium lasts longer, seconds."""
 SpaceName = Literal["own", "seen", "original", "relative_1000", "relative_1"]
 Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e6, strict=False)]
+
+
+def _seconds(value: object) -> object:
+    """Checked here and not by bounds: bounds would stand in the schema that the model reads."""
+    if type(value) not in (int, float) or not 0 <= value <= MAX_S:  # type: ignore[operator]
+        raise ValueError("must be a number of seconds, 0 or more")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mmrl.errors import MediaError
-from mmrl.protocols import Processor
+from mmrl.protocols import Processor, Traced
 from mmrl.types import Media, MediaKind, MediaRef
 
 Key = tuple[Processor, MediaRef]
@@ -87,3 +87,9 @@ class MediaLoader:
         if ref.kind not in self.processors:
             raise MediaError(f"{ref.kind} {ref.path}: nothing is configured that loads it; set data.{ref.kind}")
         return self.cache.load(self.processors[ref.kind], ref)
+
+    def provenance(self, kinds: Collection[MediaKind]) -> dict[str, str]:
+        """What the processors of these kinds say their pixels and samples depend on, e.g. the version of a decoder."""
+        used = [self.processors[kind] for kind in sorted(kinds)]
+        told = [processor.provenance() for processor in used if isinstance(processor, Traced)]
+        return {name: value for facts in told for name, value in facts.items()}

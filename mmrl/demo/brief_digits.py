@@ -28,8 +28,8 @@ SHOWN_S = 9
 """Seconds for which the digit is shown, within one part."""
 MARKED_S = (12, 96)
 """Shortest and longest time for which the tile is red, seconds."""
-LOOKS = (8, 16, 32, 64)
-"""Frames of the looks at a clip that the model is trained on."""
+LOOKS = {8: 0.5, 16: 0.3, 32: 0.1, 64: 0.1}
+"""Frames of the looks at a clip that the model is trained on, and the share of each."""
 RED, PLATE = (220, 0, 0), 30
 SYSTEM = "Look closer before you answer."
 QUESTION = "Which digit is shown?"
@@ -44,7 +44,7 @@ class BriefDigits:
     train: int = 1200
     demonstrations: int = 800
     validation: int = 100
-    test: int = 600
+    test: int = 500
     """Rows of each file."""
     miss_share: float = 0.1
     """Share of demonstrations that look at a wrong part."""
@@ -84,7 +84,7 @@ class BriefDigits:
             "spans": [[clip.digit_at, clip.digit_at + SHOWN_S]],
         }
         if name in ("train", "demonstrations"):
-            video["frames"] = int(rng.choice(LOOKS))
+            video["frames"] = int(rng.choice(list(LOOKS), p=list(LOOKS.values())))
         if name == "demonstrations":
             part = int(rng.integers(PARTS)) if rng.random() < self.miss_share else clip.digit_at // PART_S
             span = {"start_time": part * PART_S, "end_time": (part + 1) * PART_S}

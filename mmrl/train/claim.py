@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -39,7 +39,13 @@ def claim(store: RunStore, config: RunConfig) -> None:
         if last_steps in changed:
             forget_end(store)
     write_atomic(path, text)
-    write_atomic(store.path / "manifest.json", json.dumps({"versions": versions()}, indent=1) + "\n")
+    write_manifest(store, {})
+
+
+def write_manifest(store: RunStore, decoders: Mapping[str, str]) -> None:
+    """What a run's results depend on beside its configuration and data."""
+    manifest = {"versions": versions(), "decoders": decoders}
+    write_atomic(store.path / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
 def forget_end(store: RunStore) -> None:

@@ -23,7 +23,7 @@ from mmrl.report.progress import Progress
 from mmrl.report.store import RunStore, write_atomic
 from mmrl.scaling.named import build_strategies
 from mmrl.train import checkpoint
-from mmrl.train.claim import TEST_TIME, claim
+from mmrl.train.claim import TEST_TIME, claim, write_manifest
 from mmrl.train.engine import NonFiniteError, TorchEngine
 from mmrl.train.evaluate import Shown, evaluate, evaluate_strategies, summary
 from mmrl.train.optim import build_optimizer, select_parameters, set_learning_rate
@@ -88,6 +88,7 @@ class Run:
         if state is None and evaluation and evaluation.before_stage == self.names[number]:
             self._evaluate("before")
         active = self._activate(number, section, state)
+        write_manifest(self.store, self.session.decoders())
         done = state.step if state else 0
         self.progress.stage(active.name, section.steps, done)
         with stop_on_signal() as stop:

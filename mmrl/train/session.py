@@ -61,6 +61,11 @@ class Session:
             )
         return self.datasets[key]
 
+    def decoders(self) -> dict[str, str]:
+        """What decodes the media of the rows read so far: other decoders give other pixels."""
+        kinds = {ref.kind for rows in self.datasets.values() for sample in rows.samples for ref in sample.media}
+        return self.media.provenance(kinds)
+
     def seed(self, *parts: int | str) -> int:
         return derive_seed(self.config.seed, *parts)
 

@@ -404,3 +404,11 @@ def test_a_backend_that_does_not_work_is_a_config_error(sheet, monkeypatch, tmp_
     ):
         load(sheet, "plain.mp4", "decord")
     pool.POOL.close()
+
+
+def test_a_file_that_is_replaced_is_probed_anew(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, numbers=range(10))
+    assert numbers(load(tmp_path, "a.mp4", frames=4)) == [0, 2, 5, 7]
+    write_video(path, numbers=range(20, 40))
+    assert numbers(load(tmp_path, "a.mp4", frames=4)) == [20, 25, 30, 35]
