@@ -42,7 +42,7 @@ class BriefDigits:
     dir: str
     """Folder that everything is written to."""
     train: int = 1200
-    demonstrations: int = 800
+    demonstrations: int = 160
     validation: int = 100
     test: int = 500
     """Rows of each file."""
@@ -174,13 +174,13 @@ def write_model(path: Path, seed: int) -> None:
 
 
 def corpus() -> Iterator[str]:
-    """The demo's text, as the template renders it between control tokens."""
-    from mmrl.models.hermes import tools_prompt
+    """The demo's text, as the template renders it between control tokens and tags."""
+    from mmrl.models.hermes import CLOSE, OPEN, tools_prompt
     from mmrl.tools.crop_video import CropVideo
 
+    system = f"system\n{SYSTEM}{tools_prompt([CropVideo()])}".replace(CLOSE, OPEN).split(OPEN)
     for number in range(0, CLIP_S + 1, PART_S):
-        yield f"system\n{SYSTEM}"
-        yield f"system\n{SYSTEM}{tools_prompt([CropVideo()])}"
+        yield from system
         yield QUESTION
         yield f'\n{{"name": "crop_video", "arguments": {{"start_time": {number}, "end_time": {number}}}}}\n'
         yield "user\n<tool_response>\n"

@@ -83,6 +83,8 @@ class ChatML:
     """Control tokens around and of media: a policy may never sample them."""
     opening: str = ""
     """Text that the header of the model's turn already holds."""
+    blockwise: bool = False
+    """The towers attend inside blocks of one long sequence of patches or sounds."""
     recurrent: bool = False
     """Layers carry a state from token to token: nothing that was computed can be shared between branches."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmrl.attention.blocks import use_blocks
 from mmrl.errors import ConfigError
 from mmrl.models.chatml import ChatML
 from mmrl.models.qwen2_5_omni import Qwen25Omni
@@ -140,9 +141,13 @@ def load_checkpoint(path: str | Path, *, family: str | None, dtype: str, device:
     kind = find_kind(family or config.model_type)
     processor = AutoProcessor.from_pretrained(path)
     model = getattr(transformers, kind.model).from_pretrained(path, dtype=getattr(torch, dtype))
+    built = kind.family.from_config(model.config, processor)
+    if built.blockwise:
+        for tower in built.towers(model):
+            use_blocks(tower)
     return Checkpoint(
         model=model.to(pick_device(device)),
-        family=kind.family.from_config(model.config, processor),
+        family=built,
         kind=kind,
         config=config,
         processor=processor,

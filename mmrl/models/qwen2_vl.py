@@ -20,6 +20,7 @@ PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 class Qwen25VL(ChatML):
     """Qwen2.5-VL: time counts in positions, boxes are absolute pixels of the picture as shown."""
 
+    blockwise = True
     controls = (VISION_START, VISION_END, "<|vision_pad|>", *PADS.values())
     chat_template = chat_template({kind: f"{VISION_START}{pad}{VISION_END}" for kind, pad in PADS.items()})
 
