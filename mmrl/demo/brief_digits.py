@@ -26,7 +26,7 @@ SIDE, TILE, PARTS, PART_S, FRAME_S = 112, 28, 16, 12, 3
 CLIP_S = PARTS * PART_S
 SHOWN_S = 9
 """Seconds for which the digit is shown, within one part."""
-MARKED_S = (12, 96)
+MARKED_S = (16, 112)
 """Shortest and longest time for which the tile is red, seconds."""
 LOOKS = {8: 0.5, 16: 0.3, 32: 0.1, 64: 0.1}
 """Frames of the looks at a clip that the model is trained on, and the share of each."""
@@ -42,12 +42,10 @@ class BriefDigits:
     dir: str
     """Folder that everything is written to."""
     train: int = 1200
-    demonstrations: int = 160
+    demonstrations: int = 64
     validation: int = 100
     test: int = 500
     """Rows of each file."""
-    miss_share: float = 0.1
-    """Share of demonstrations that look at a wrong part."""
 
     def prepare(self, seed: int) -> None:
         """Write the rows, the same for every seed, and the random model of this seed."""
@@ -86,7 +84,7 @@ class BriefDigits:
         if name in ("train", "demonstrations"):
             video["frames"] = int(rng.choice(list(LOOKS), p=list(LOOKS.values())))
         if name == "demonstrations":
-            part = int(rng.integers(PARTS)) if rng.random() < self.miss_share else clip.digit_at // PART_S
+            part = clip.digit_at // PART_S
             span = {"start_time": part * PART_S, "end_time": (part + 1) * PART_S}
             call = {"role": "assistant", "content": "", "tool_calls": [{"name": "crop_video", "arguments": span}]}
             entry["demonstration"] = [call, {"role": "assistant", "content": f"<answer>{answer}</answer>"}]
