@@ -359,6 +359,8 @@ class RunConfig(Model):
                 raise ValueError(f"two {title} are named {twice[0]!r}: give one another 'name'")
         if any(stage.type == "grpo" for stage in self.stages) and not self.rewards:
             raise ValueError("a grpo stage needs at least one entry in 'rewards'")
+        if len(self.episode.script) >= self.episode.max_turns:
+            raise ValueError(f"episode.max_turns ({self.episode.max_turns}) must leave a turn behind the script's")
         before = self.evaluate.before_stage if self.evaluate else None
         if before is not None and before not in [stage_name(stage) for stage in self.stages]:
             raise ValueError(f"evaluate.before_stage names no stage: {before!r}")

@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmrl.protocols import RewardContext
+from mmrl.rollout.parse import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    BOXED,
+    THINK_CLOSE,
+    THINK_OPEN,
+    AnswerForm,
+    after_think,
+    split_boxed,
+)
 from mmrl.scoring import score_each
 from mmrl.types import Group, Sample, Score, Trajectory, Turn
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+MATH_END = "$.\\)]"
+"""What may follow \\boxed{...}, beside white space: the end of its formula and of its sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +29,8 @@ class Format:
 
     think: Literal["required", "optional", "forbidden"] = "optional"
     """Whether a turn opens with <think>...</think>."""
+    answer: AnswerForm = "tag"
+    """How the answer is marked, as `episode.answer` says: <answer>...</answer> or \\boxed{...}."""
     call_close: str = "</tool_call>"
     """What ends a calling turn: text behind a call would cost nothing, and a policy drifts into it."""
 
@@ -49,12 +61,7 @@ class Format:
         last = trajectory.turns[-1]
         if last.calls or last.error:
             return "the last turn does not answer"
-        body = after_think(last.text)
-        if body.count(ANSWER_OPEN) != 1 or body.count(ANSWER_CLOSE) != 1:
-            return f"the last turn needs exactly one {ANSWER_OPEN}...{ANSWER_CLOSE}"
-        if body.find(ANSWER_OPEN) > body.find(ANSWER_CLOSE) or not body.rstrip().endswith(ANSWER_CLOSE):
-            return f"nothing may follow {ANSWER_CLOSE}"
-        return None
+        return (_tag_fault if self.answer == "tag" else _boxed_fault)(after_think(last.text))
 
     def _think_fault(self, text: str) -> str | None:
         opens = text.lstrip().startswith(THINK_OPEN)
@@ -69,6 +76,16 @@ class Format:
         return None
 
 
-def after_think(text: str) -> str:
-    """What follows the thought."""
-    return text[text.find(THINK_CLOSE) + len(THINK_CLOSE) :] if THINK_CLOSE in text else text
+def _tag_fault(body: str) -> str | None:
+    if body.count(ANSWER_OPEN) != 1 or body.count(ANSWER_CLOSE) != 1:
+        return f"the last turn needs exactly one {ANSWER_OPEN}...{ANSWER_CLOSE}"
+    if body.find(ANSWER_OPEN) > body.find(ANSWER_CLOSE) or not body.rstrip().endswith(ANSWER_CLOSE):
+        return f"nothing may follow {ANSWER_CLOSE}"
+    return None
+
+
+def _boxed_fault(body: str) -> str | None:
+    _, closed, rest = split_boxed(body)
+    if body.count(BOXED) != 1 or not closed:
+        return f"the last turn needs exactly one {BOXED}...}}"
+    return f"nothing may follow {BOXED}...}}" if "".join(rest.split()).strip(MATH_END) else None

@@ -182,10 +182,15 @@ def _regions(trajectory: Trajectory) -> list[Region]:
 
 def _on_first(region: Region, trajectory: Trajectory) -> bool:
     """Whether a region lies in medium 0, read from it or from a cut of a cut of it."""
-    medium = trajectory.media[region.on]
-    while medium.parent is not None:
-        medium = trajectory.media[medium.parent]
-    return medium is first_medium(trajectory)
+    first = first_medium(trajectory).key
+    key: str | None = region.on
+    walked: set[str] = set()
+    while key is not None and key not in walked:  # media that are cut from one another lead nowhere
+        if key == first:
+            return True
+        walked.add(key)
+        key = trajectory.media[key].parent
+    return False
 
 
 def _checked_box(box: Box, trajectory: Trajectory) -> Found[Box]:

@@ -51,6 +51,7 @@ def write_video(
     rotation: int = 0,
     audio: bool = False,
     wave: np.ndarray | None = None,
+    sound_ms: int = 0,
     gop: int = 10,
     options: dict[str, str] | None = None,
 ) -> None:
@@ -58,6 +59,7 @@ def write_video(
 
     Args:
         audio: with sound: `wave`, mono at 16 kHz, or a tone.
+        sound_ms: when the sound starts.
     """
     times_ms = times_ms or [50 * n for n in range(len(numbers))]
     target = str(file) if isinstance(file, Path) else file
@@ -75,7 +77,7 @@ def write_video(
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
         if sound:
-            _write_wave(output, sound, tone(times_ms[-1] / 1000 + 0.05) if wave is None else wave)
+            _write_wave(output, sound, tone(times_ms[-1] / 1000 + 0.05) if wave is None else wave, 16 * sound_ms)
 
 
 def tone(seconds: float) -> np.ndarray:
@@ -83,10 +85,10 @@ def tone(seconds: float) -> np.ndarray:
     return (np.sin(2 * np.pi * 440 * np.arange(int(16000 * seconds)) / 16000) * 0.5).astype(np.float32)
 
 
-def _write_wave(output: av.container.OutputContainer, stream: av.AudioStream, wave: np.ndarray) -> None:
+def _write_wave(output: av.container.OutputContainer, stream: av.AudioStream, wave: np.ndarray, first: int = 0) -> None:
     for start in range(0, len(wave), 1024):
         frame = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
+        frame.sample_rate, frame.pts, frame.time_base = 16000, first + start, Fraction(1, 16000)
         output.mux(stream.encode(frame))
     output.mux(stream.encode())
 
@@ -140,6 +142,19 @@ def without_rate(data: bytes) -> bytes:
     at = data.find(b"\x23\xe3\x83")  # DefaultDuration, a 3-byte id
     size = data[at + 3] & 0x7F
     return data[:at] + b"\xec" + bytes([0x80 | (size + 2)]) + bytes(size + 2) + data[at + 4 + size :]
+
+
+def write_sound_in_pieces(path: Path, pieces: Sequence[tuple[float, np.ndarray]], packet: int = 1600) -> None:
+    """A Matroska file with PCM of 16 kHz: (second at which it starts, samples) of each piece, in packets."""
+    with av.open(str(path), "w", format="matroska") as output:
+        stream = output.add_stream("pcm_f32le", rate=16000, layout="mono")
+        for start, wave in pieces:
+            for number in range(0, len(wave), packet):
+                part = wave[None, number : number + packet]
+                frame = av.AudioFrame.from_ndarray(part, format="flt", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = 16000, round(start * 16000) + number, Fraction(1, 16000)
+                output.mux(stream.encode(frame))
+        output.mux(stream.encode())
 
 
 def write_sound(path: Path, seconds: float = 1.0, container: str = "mp4") -> None:

@@ -46,9 +46,9 @@ class SpanTool(Indexed):
         span = cut(values[self.start_key], values[self.end_key], medium, shortest_s=self.shortest_s)
         part = await asyncio.to_thread(self._load, medium, span)
         label = f"{self.kind} {number}, {span[0]:g} s to {span[1]:g} s"
-        return Observation(
-            media=(replace(part, parent=medium.key, label=label),), region=Region(on=medium.key, span=span)
-        )
+        parent = medium.key if part.key != medium.key else medium.parent  # all of a medium is the medium itself
+        part = replace(part, parent=parent, label=label)
+        return Observation(media=(part,), region=Region(on=medium.key, span=span))
 
     def _load(self, medium: Media, span: tuple[float, float]) -> Media:
         if medium.source is None:

@@ -110,7 +110,12 @@ def cut_out(image: Media, region: Box, seen: Size, source: Literal["original", "
         return view(image.original, region, seen, label=label, parent=image.key)
     x1, y1, x2, y2 = image.frame.to_seen(region)
     width, height = image.frame.seen
-    inside = (math.floor(x1), math.floor(y1), min(math.ceil(x2), width), min(math.ceil(y2), height))
+    inside = (
+        max(math.floor(x1), 0),
+        max(math.floor(y1), 0),
+        min(math.ceil(x2), width),
+        min(math.ceil(y2), height),
+    )
     crop = view(image.data, inside, seen, label=label, parent=image.key)
     (left, top), (sx, sy) = crop.frame.offset, crop.frame.scale
     offset = image.frame.to_original((left, top, left, top))[:2]
@@ -120,9 +125,17 @@ def cut_out(image: Media, region: Box, seen: Size, source: Literal["original", "
 
 
 def spoken_box(box: Box, image: Media, space: CoordinateSpace) -> list[float]:
-    """A box in original pixels as a model writes it: numbers of its space, inside the image, not empty."""
+    """A box in original pixels as a model writes it: rounded once, in its space, inside the image, not empty."""
     width, height = image.frame.seen
-    x1, y1, x2, y2 = (round(v) for v in image.frame.to_seen(box))
-    x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
-    seen = (float(x1), float(y1), float(min(max(x2, x1 + 1), width)), float(min(max(y2, y1 + 1), height)))
-    return [rounded(value, space) for value in space.from_seen(seen, image.frame)]
+    x1, y1, x2, y2 = space.from_seen(image.frame.to_seen(box), image.frame)
+    left, top, right, bottom = space.from_seen((0.0, 0.0, float(width), float(height)), image.frame)
+    x1, x2 = _ordered(x1, x2, left, right, space)
+    y1, y2 = _ordered(y1, y2, top, bottom, space)
+    return [rounded(value, space) for value in (x1, y1, x2, y2)]
+
+
+def _ordered(low: float, high: float, least: float, most: float, space: CoordinateSpace) -> tuple[float, float]:
+    """The two rounded, within [least, most], at least one unit apart."""
+    unit = 10.0**-space.decimals
+    low = min(max(rounded(low, space), least), most - unit)
+    return low, min(max(rounded(high, space), low + unit), most)

@@ -20,9 +20,11 @@ from typing import Any
 
 from mmrl.adapt.styles import ANSWER_NAMES, CALLS, FILLED, TRL_NAMES, Style, Takes, columns, ground_truth
 from mmrl.adapt.worker import CallError, Worker, describe, plain
+from mmrl.config import RewardSection
 from mmrl.errors import ConfigError
 from mmrl.protocols import Reward, RewardContext
 from mmrl.resolve import build, construct, import_object, suggest
+from mmrl.scoring import WeightedReward
 from mmrl.types import Group, Sample, Score, Trajectory
 
 MARKS: dict[str, Style] = {
@@ -52,6 +54,18 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < math.inf:
             raise ValueError("timeout_s must be more than 0 seconds")
+
+
+def build_rewards(sections: Sequence[RewardSection]) -> tuple[WeightedReward, ...]:
+    """The `rewards` of a configuration."""
+    return tuple(
+        WeightedReward(
+            name=section.name,
+            reward=build_reward(section.use, section.fields, f"rewards.{number}"),
+            weight=section.weight.at,
+        )
+        for number, section in enumerate(sections)
+    )
 
 
 def build_reward(use: str, fields: Mapping[str, Any], where: str) -> Reward:

@@ -45,6 +45,7 @@ class FeatureCache:
     def clear(self) -> None:
         """Forget everything: the vision tower has changed."""
         self._features.clear()
+        self._parts.clear()
         self._size = 0
 
     def _encode(self, parts: Sequence[Media]) -> None:
@@ -57,5 +58,8 @@ class FeatureCache:
         return self._features[parts[0]] if len(parts) == 1 else torch.cat([self._features[part] for part in parts])
 
     def _trim(self) -> None:
+        if self._size <= self.limit:
+            return
         while self._size > self.limit:
             self._size -= len(self._features.pop(next(iter(self._features))))
+        self._parts = {key: parts for key, parts in self._parts.items() if all(p in self._features for p in parts)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future
+from typing import Any
 
 from mmrl.errors import MediaError
 from mmrl.protocols import Processor, Traced
 from mmrl.types import Media, MediaKind, MediaRef
 
-Key = tuple[Processor, MediaRef]
+Key = tuple[Any, ...]
 
 
 class MediaCache:
@@ -24,7 +27,7 @@ class MediaCache:
         self.num_bytes = 0
         """Held now."""
         self._media: OrderedDict[Key, Media] = OrderedDict()
-        self._loading: dict[Key, threading.Lock] = {}
+        self._loading: dict[Key, Future[Media]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -32,19 +35,35 @@ class MediaCache:
 
     def load(self, processor: Processor, ref: MediaRef) -> Media:
         """`processor.load(ref)`; threads that ask for the same at once wait for one decoding."""
-        key = (processor, ref)
+        key = (processor, ref, stamp(ref))
         with self._lock:
-            loading = self._loading.setdefault(key, threading.Lock())
+            if key in self._media:
+                self._media.move_to_end(key)
+                return self._media[key]
+            loading = self._loading.get(key)
+            mine = self._loading.setdefault(key, Future()) if loading is None else None
+        if mine is None:
+            assert loading is not None
+            return loading.result()
         try:
-            with loading:
-                found = self._find(key)
-                if found is None:
-                    found = processor.load(ref)
-                    self._keep(key, found)
-                return found
-        finally:
-            with self._lock:
-                self._loading.pop(key, None)
+            found = processor.load(ref)
+        except BaseException as error:
+            self._finish(key)
+            mine.set_exception(error)
+            raise
+        self._finish(key, found)
+        mine.set_result(found)
+        return found
+
+    def _finish(self, key: Key, found: Media | None = None) -> None:
+        with self._lock:
+            del self._loading[key]
+            if found is None:
+                return
+            self._media[key] = found
+            self.num_bytes += size(found)
+            while self.num_bytes > self.limit:
+                self.num_bytes -= size(self._media.popitem(last=False)[1])
 
     def clear(self) -> None:
         """Forget everything: files may have changed."""
@@ -52,18 +71,16 @@ class MediaCache:
             self._media.clear()
             self.num_bytes = 0
 
-    def _find(self, key: Key) -> Media | None:
-        with self._lock:
-            if key in self._media:
-                self._media.move_to_end(key)
-            return self._media.get(key)
 
-    def _keep(self, key: Key, medium: Media) -> None:
-        with self._lock:
-            self._media[key] = medium
-            self.num_bytes += size(medium)
-            while self.num_bytes > self.limit:
-                self.num_bytes -= size(self._media.popitem(last=False)[1])
+def stamp(ref: MediaRef) -> tuple[int, ...]:
+    """What changes when a file is written anew; nothing for what is no file."""
+    if ref.path is None:
+        return ()
+    try:
+        found = os.stat(os.path.join(ref.root or ".", ref.path))
+    except (OSError, ValueError):
+        return ()
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def size(medium: Media) -> int:

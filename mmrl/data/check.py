@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrl.adapt.rewards import build_reward
+from mmrl.adapt.rewards import build_rewards
 from mmrl.cache.media import MediaLoader
 from mmrl.config import DataSection, RowsFile, RunConfig
 from mmrl.data.dataset import Loaded, build_processors, load_sample
@@ -18,8 +18,7 @@ from mmrl.data.dry_run import GoldScore, score_gold
 from mmrl.data.rows import read_rows
 from mmrl.errors import DataError, MediaError
 from mmrl.protocols import ModelFamily, RewardContext
-from mmrl.scoring import WeightedReward
-from mmrl.types import Media, Message, Part, Sample
+from mmrl.types import Media, Message, Sample
 
 SAME = 1e-6
 """Scores that differ by less are equal."""
@@ -87,7 +86,8 @@ def check_file(
     problems = [_unreadable(error, file.path) for error in errors]
     section = config.data if config else DataSection()
     cache = MediaLoader(build_processors(section))
-    rewards = configured_rewards(config) if config else []
+    rewards = build_rewards(config.rewards) if config else ()
+    answer_form = config.episode.answer if config else "tag"
     scores: dict[int, dict[str, GoldScore]] = {}
     example = None
     begin(len(samples))
@@ -98,7 +98,7 @@ def check_file(
                 problems.append(found)
             else:
                 row = _number(sample.where, file.path)
-                scores[row] = runner.run(score_gold(found, rewards, RewardContext(step=0)))
+                scores[row] = runner.run(score_gold(found, rewards, RewardContext(step=0), answer_form))
                 example = example or found
             update(done)
     notes, unscored = judge(scores, [term.name for term in rewards])
@@ -139,17 +139,6 @@ def judge(scores: dict[int, dict[str, GoldScore]], names: Sequence[str]) -> tupl
     return notes, problems
 
 
-def configured_rewards(config: RunConfig) -> list[WeightedReward]:
-    return [
-        WeightedReward(
-            name=section.name,
-            reward=build_reward(section.use, section.fields, f"rewards.{number}"),
-            weight=section.weight.at,
-        )
-        for number, section in enumerate(config.rewards)
-    ]
-
-
 def configured_file(path: str, config: RunConfig | None) -> RowsFile:
     """How the configuration reads a file, where it names it."""
     sources: list[Any] = []
@@ -182,17 +171,15 @@ def prompt_tokens(config: RunConfig, loaded: Loaded) -> int | None:
     if not Path(config.model_path).is_dir():
         return None
     from mmrl.adapt.tools import build_tool
+    from mmrl.rollout.runner import encode_prompt
 
     image = build_processors(config.data)["image"]
     tools = [
         build_tool(plugin.use, plugin.fields, f"episode.tools.{number}", image)
         for number, plugin in enumerate(config.episode.tools)
     ]
-    family = _family(config)
-    messages = list(loaded.sample.messages)
-    if config.episode.system and all(message.role != "system" for message in messages):
-        messages.insert(0, Message(role="system", parts=(Part(text=config.episode.system),)))
-    return len(family.encode_prompt(messages, loaded.media, tools if loaded.sample.use_tools else []).ids)
+    scripted = {step.tool for step in config.episode.script}
+    return len(encode_prompt(loaded, _family(config), tools, scripted, config.episode.system).ids)
 
 
 def write_report(report: Report, config: RunConfig | None, json_file: Path | None) -> None:

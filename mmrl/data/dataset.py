@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from mmrl.data.rows import read_rows
 from mmrl.data.sampler import Sampler
 from mmrl.errors import DataError, MediaError
 from mmrl.protocols import Processor
+from mmrl.report.store import append_line, encode, read_lines, write_atomic
 from mmrl.resolve import build
 from mmrl.types import Media, MediaKind, Sample
 
@@ -40,6 +41,15 @@ class BadRows:
         self.by_file: Counter[str] = Counter()
         self.known: set[str] = set()
 
+    @cached_property
+    def listed(self) -> set[str]:
+        """What the list holds of a run that this one goes on with; a torn last line is cut off."""
+        if not self.path.exists():
+            return set()
+        lines = list(read_lines(self.path))
+        write_atomic(self.path, "".join(map(encode, lines)))
+        return {line["error"] for line in lines}
+
     def add(self, error: str, file: str, num_rows: int) -> None:
         """Note one bad row of a file of `num_rows`; DataError when the share is too large."""
         if error in self.known:
@@ -48,9 +58,9 @@ class BadRows:
         self.count += 1
         self.by_file[file] += 1
         self.tell(f"skipped: {error}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", errors="replace") as lines:
-            lines.write(json.dumps({"error": error}) + "\n")
+        if error not in self.listed:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(self.path, {"error": error})
         if self.by_file[file] > self.max_fraction * num_rows:
             raise DataError(
                 f"{self.by_file[file]} of {num_rows} rows cannot be used, more than data.max_bad_fraction = "
@@ -86,6 +96,7 @@ class Dataset:
         media_root: folder that media lie in; by default the file's.
         limit: rows used, from the start of the file.
         tell: is told which format was chosen.
+        fits: raises ValueError for a row that the model cannot be given.
     """
 
     def __init__(
@@ -98,10 +109,11 @@ class Dataset:
         media_root: str | None = None,
         limit: int | None = None,
         tell: Callable[[str], None] = lambda line: None,
+        fits: Callable[[Loaded], object] = lambda loaded: None,
     ) -> None:
         samples, errors = read_rows(path, format=format, media_root=media_root, tell=tell)
         self.samples: Sequence[Sample] = samples[:limit]
-        self.media, self.bad = media, bad
+        self.media, self.bad, self.fits = media, bad, fits
         self.path, self.num_rows = str(path), len(samples) + len(errors)
         for error in errors:
             bad.add(error, self.path, self.num_rows)
@@ -114,8 +126,10 @@ class Dataset:
     def load(self, index: int, media: MediaLoader | None = None) -> Loaded | None:
         """The row with its media, or None for a row that cannot be used: it is counted and told."""
         try:
-            return load_sample(self.samples[index], media or self.media)
-        except (MediaError, DataError) as error:
+            loaded = load_sample(self.samples[index], media or self.media)
+            self.fits(loaded)
+            return loaded
+        except (MediaError, DataError, ValueError) as error:
             self.refuse(index, str(error))
             return None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mmrl.data.dataset import Loaded
 from mmrl.protocols import CoordinateSpace, RewardContext
+from mmrl.rollout.parse import ANSWER_CLOSE, ANSWER_OPEN, BOXED, AnswerForm
 from mmrl.scoring import WeightedReward, score_group
 from mmrl.types import (
     Box,
@@ -37,20 +38,22 @@ class GoldScore:
     error: str = ""
 
 
-async def score_gold(loaded: Loaded, rewards: Sequence[WeightedReward], context: RewardContext) -> dict[str, GoldScore]:
+async def score_gold(
+    loaded: Loaded, rewards: Sequence[WeightedReward], context: RewardContext, answer_form: AnswerForm = "tag"
+) -> dict[str, GoldScore]:
     """Each reward, run once on the group of all `perfect` trajectories."""
-    group = Group(sample=loaded.sample, trajectories=tuple(perfect(loaded, context.space)))
+    group = Group(sample=loaded.sample, trajectories=tuple(perfect(loaded, context.space, answer_form)))
     scored = await score_group(group, rewards, context)
     return {term.name: _best([t.scores[term.name] for t in scored.trajectories]) for term in rewards}
 
 
-def perfect(loaded: Loaded, space: CoordinateSpace) -> list[Trajectory]:
+def perfect(loaded: Loaded, space: CoordinateSpace, answer_form: AnswerForm = "tag") -> list[Trajectory]:
     """Every form of the gold as an answer, with and without a thought, with and without a call that looked there."""
     looks = [False, True] if loaded.media and _places(loaded.sample.gold) else [False]
     forms = [
         (answer, thought, look) for answer in _answers(loaded, space) for thought in ("", THOUGHT) for look in looks
     ]
-    return [_trajectory(loaded, index, *form) for index, form in enumerate(forms)]
+    return [_trajectory(loaded, index, answer_form, *form) for index, form in enumerate(forms)]
 
 
 def _best(scores: Sequence[Score]) -> GoldScore:
@@ -86,8 +89,11 @@ def _places(gold: Gold) -> bool:
     return bool(gold.boxes or gold.points or gold.spans or gold.track)
 
 
-def _trajectory(loaded: Loaded, index: int, answer: str, thought: str, look: bool) -> Trajectory:
-    last = Turn(segment=0, text=f"{thought}<answer>{answer}</answer>", answer=answer)
+def _trajectory(
+    loaded: Loaded, index: int, answer_form: AnswerForm, answer: str, thought: str, look: bool
+) -> Trajectory:
+    marked = f"{BOXED}{answer}}}" if answer_form == "boxed" else f"{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
+    last = Turn(segment=0, text=f"{thought}{marked}", answer=answer)
     turns = [last]
     if look:
         call = ToolCall(name="look", arguments={})

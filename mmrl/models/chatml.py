@@ -83,6 +83,8 @@ class ChatML:
     """Control tokens around and of media: a policy may never sample them."""
     opening: str = ""
     """Text that the header of the model's turn already holds."""
+    hears_video: bool = False
+    """A video may be shown together with its sound."""
     blockwise: bool = False
     """The towers attend inside blocks of one long sequence of patches or sounds."""
     recurrent: bool = False
@@ -157,24 +159,24 @@ class ChatML:
         pieces: list[Piece] = [START, "system\n", system, END, "\n"] if system else []
         for message in messages:
             if message.role != "system":
-                pieces += [START, f"{message.role}\n", *self._body(message, media), END, "\n"]
+                pieces += [*self._turn(message, media), "\n"]
         return self._tokens([*pieces, *self._header()])
 
     def extend(self, observation: Message, media: Sequence[Media], *, closed: bool) -> Tokens:
         """A tool's result, or a user's next words, after a model turn; up to and with the header of the next turn."""
         pieces: list[Piece] = [] if closed else [END]
-        body = self._body(observation, media)
-        if observation.role == "tool":
-            body = ["<tool_response>\n", *body, "\n</tool_response>"]
-        return self._tokens([*pieces, "\n", START, "user\n", *body, END, "\n", *self._header()])
+        return self._tokens([*pieces, "\n", *self._turn(observation, media), "\n", *self._header()])
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         return tuple(encode_text(self.tokenizer, text))
 
     def encode_turn(self, message: Message) -> tuple[int, ...]:
-        calls = "\n".join(self.codec.format_call(call) for call in message.tool_calls)
-        text = "\n".join(part for part in (message.text, calls) if part).removeprefix(self.opening)
+        text = self.behind_opening("\n".join(part for part in (message.text, self._calls(message)) if part))
         return (*encode_text(self.tokenizer, text), self.eos_ids[0])
+
+    def behind_opening(self, text: str) -> str:
+        """What the model writes of a turn, where the header holds `opening` already."""
+        return text
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a model turn, without its end token."""
@@ -187,9 +189,22 @@ class ChatML:
     def _header(self) -> list[Piece]:
         return [START, f"assistant\n{self.opening}"]
 
+    def _turn(self, message: Message, media: Sequence[Media]) -> list[Piece]:
+        """A turn of the conversation from its header to its end token; a tool's result is a user's turn."""
+        body = self._body(message, media)
+        if message.role == "tool":
+            return [START, "user\n<tool_response>\n", *body, "\n</tool_response>", END]
+        calls = self._calls(message)
+        return [START, f"{message.role}\n", *body, "\n" if body and calls else "", calls, END]
+
+    def _calls(self, message: Message) -> str:
+        return "\n".join(self.codec.format_call(call) for call in message.tool_calls)
+
     def _body(self, message: Message, media: Sequence[Media]) -> list[Piece]:
         pieces: list[Piece] = []
         for part in message.parts:
+            if part.sound is not None and not self.hears_video:
+                raise ValueError("this model takes no video together with its sound")
             pieces += [part.text or ""] if part.media is None else self.place(part, media)
         return pieces
 

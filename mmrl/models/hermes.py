@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mmrl.protocols import Tool
@@ -44,18 +44,23 @@ class Hermes:
         return f"{OPEN}\n{body}\n{CLOSE}"
 
     def parse(self, text: str) -> tuple[tuple[ToolCall, ...], str | None]:
-        calls: list[ToolCall] = []
-        at = text.find(OPEN)
-        while at >= 0:
-            end = text.find(CLOSE, at)
-            if end < 0:
-                return (), f"a {OPEN} is not closed by {CLOSE}"
-            try:
-                calls.append(parse_call(text[at + len(OPEN) : end]))
-            except ValueError as error:
-                return (), str(error)
-            at = text.find(OPEN, end)
-        return tuple(calls), None
+        return scan_calls(text, parse_call)
+
+
+def scan_calls(text: str, read: Callable[[str], ToolCall]) -> tuple[tuple[ToolCall, ...], str | None]:
+    """(calls, error) as ToolCodec.parse gives them; `read` makes a call of what stands between the tags."""
+    calls: list[ToolCall] = []
+    at = text.find(OPEN)
+    while at >= 0:
+        end = text.find(CLOSE, at)
+        if end < 0:
+            return (), f"a {OPEN} is not closed by {CLOSE}"
+        try:
+            calls.append(read(text[at + len(OPEN) : end].strip()))
+        except ValueError as error:
+            return (), str(error)
+        at = text.find(OPEN, end)
+    return tuple(calls), None
 
 
 def parse_call(body: str) -> ToolCall:

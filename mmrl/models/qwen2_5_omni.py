@@ -28,6 +28,7 @@ AUDIO_START, AUDIO_END = "<|audio_bos|>", "<|audio_eos|>"
 class Qwen25Omni(Qwen25VL):
     """The thinker. Checkpoints hold it inside the Omni configuration."""
 
+    hears_video = True
     controls = (VISION_START, VISION_END, AUDIO_START, AUDIO_END, *PADS.values())
     chat_template = chat_template(
         {

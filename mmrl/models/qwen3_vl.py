@@ -20,6 +20,7 @@ from mmrl.models.vision import Patching
 from mmrl.types import Media, MediaSpan, Part
 
 HALF = (0.5, 0.5, 0.5)
+THINK = "<think>"
 
 
 class Qwen3VL(Qwen25VL):
@@ -82,6 +83,12 @@ class Qwen35(Qwen3VL):
     def __init__(self, tokenizer: Any, *, patching: Patching) -> None:
         super().__init__(tokenizer, patching=patching)
         self.codec = QwenXml()
+
+    def behind_opening(self, text: str) -> str:
+        """The thought that the header opens; a turn without one closes it at once."""
+        if text.startswith(THINK):
+            return text.removeprefix(THINK).lstrip()
+        return f"\n</think>\n\n{text}"
 
     def hidden_states(
         self,

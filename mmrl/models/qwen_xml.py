@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl.models.hermes import CLOSE, MAX_CALL_CHARS, OPEN
+from mmrl.models.hermes import CLOSE, MAX_CALL_CHARS, OPEN, scan_calls
 from mmrl.types import ToolCall
 
 FUNCTION, FUNCTION_END = "<function=", "</function>"
@@ -28,18 +28,7 @@ class QwenXml:
         return "\n".join([OPEN, f"{FUNCTION}{call.name}>", *lines, FUNCTION_END, CLOSE])
 
     def parse(self, text: str) -> tuple[tuple[ToolCall, ...], str | None]:
-        calls: list[ToolCall] = []
-        at = text.find(OPEN)
-        while at >= 0:
-            end = text.find(CLOSE, at)
-            if end < 0:
-                return (), f"a {OPEN} is not closed by {CLOSE}"
-            try:
-                calls.append(parse_call(text[at + len(OPEN) : end].strip()))
-            except ValueError as error:
-                return (), str(error)
-            at = text.find(OPEN, end)
-        return tuple(calls), None
+        return scan_calls(text, parse_call)
 
 
 def parse_call(body: str) -> ToolCall:

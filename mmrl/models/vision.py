@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,10 +66,11 @@ class Patching:
     def seconds_per_step(self, medium: Media) -> float:
         """Mean seconds from one step to the next (Qwen's second_per_grid_ts); 1 where there is only one.
 
+        Steps are counted from their first frames: the last one may hold a frame twice, which is no later moment.
         Rounded to a tenth of a millisecond: rounding errors of time stamps would make positions that are floors of
         products one too low.
         """
-        times = self.step_times(medium)
+        times = medium.times[:: self.temporal]
         if len(times) < 2:
             return 1.0
         return round((times[-1] - times[0]) / (len(times) - 1), 4)
@@ -80,16 +80,3 @@ def _step(medium: Media, frames: np.ndarray) -> Media:
     digest = hashlib.sha256(repr(frames.shape).encode())
     digest.update(frames.tobytes())
     return replace(medium, key=digest.hexdigest(), data=frames)
-
-
-def batches(media: Sequence[Media], sizes: Sequence[int], limit: int) -> list[list[Media]]:
-    """Media in order, in batches of at most `limit` tokens; a larger medium goes alone."""
-    result: list[list[Media]] = []
-    room = 0
-    for medium, size in zip(media, sizes, strict=True):
-        if size > room or not result:
-            result.append([])
-            room = limit
-        result[-1].append(medium)
-        room -= size
-    return result

@@ -22,7 +22,9 @@ def complete(line: Line) -> Line:
 
 def ancestors(line: Line, key: str) -> Iterator[str]:
     """Keys of the media that a medium was cut from, the nearest first."""
-    while (key := line["media"][key]["parent"]) in line["media"]:
+    walked = {key}
+    while (key := line["media"][key]["parent"]) in line["media"] and key not in walked:
+        walked.add(key)
         yield key
 
 

@@ -1,6 +1,6 @@
 """One episode: model turns and tool results in turn, until an answer or a limit.
 
-The semantics are numbered and locked by tests/unit/test_episode.py.
+The semantics are numbered and locked by tests/unit/rollout/test_episode.py.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ class Episode:
         self.limits, self.sampling, self.rules = limits, sampling, rules
         self.name = f"{prompt.row}/{sibling}"
         self.media: list[Media] = list(prompt.media)
+        """In the order in which the model sees them, one that is shown again as often."""
         self.segments = [Segment(source=Source.PROMPT, ids=prompt.tokens.ids, spans=prompt.tokens.spans)]
         self.turns: list[Turn] = []
         self.unsent = prompt.tokens
@@ -132,7 +133,8 @@ class Episode:
             segments=tuple(self.segments),
             turns=tuple(self.turns),
             stop=stop,
-            media={medium.key: medium for medium in self.media},
+            # A medium that was shown again is the one that was shown first.
+            media={medium.key: medium for medium in reversed(self.media)},
         )
 
     async def _turn(self) -> StopReason | None:
@@ -156,9 +158,7 @@ class Episode:
         if self.met is not None:
             return self.met
         self.num_calls += max(1, len(action.calls))
-        limit = StopReason.MAX_TURNS if self._is_last() else None
-        if limit is None and self.num_calls > self.limits.max_calls:
-            limit = StopReason.TOOL_BUDGET
+        limit = self._limit(())
         return self._ask_at_last(limit) if limit else await self._observe(action)
 
     def _step(self) -> Step | None:
@@ -166,9 +166,15 @@ class Episode:
         number = len(self.turns)
         return self.rules.script[number] if number < len(self.rules.script) else None
 
-    def _is_last(self) -> bool:
-        """Whether the turns so far, and the one that is written, are all that the limits allow."""
-        return len(self.turns) >= self.limits.max_turns
+    def _limit(self, media: tuple[Media, ...]) -> StopReason | None:
+        """The limit that forbids to go on, and to show `media`."""
+        if len(self.turns) >= self.limits.max_turns:
+            return StopReason.MAX_TURNS
+        if self.num_calls > self.limits.max_calls:
+            return StopReason.TOOL_BUDGET
+        if len(self.media) + len(media) > self.limits.max_media:
+            return StopReason.MEDIA_BUDGET
+        return None
 
     def _opens_with_prefix(self) -> bool:
         if not self.limits.final_prefix or not self.turns:
@@ -192,7 +198,9 @@ class Episode:
         template = step.then if found else step.otherwise
         question = "".join(message.text for message in self.prompt.sample.messages if message.role == "user")
         self.turns[-1] = result.turn(self.turns[-1])
-        return self._say(filled(template, question, range(len(media))), media)
+        self.num_calls += 1
+        limit = self._limit(media)
+        return self._ask_at_last(limit) if limit else self._say(filled(template, question, range(len(media))), media)
 
     async def _generate(self, max_tokens: int, stop: tuple[str, ...]) -> Completion:
         request = Request(
@@ -239,8 +247,9 @@ class Episode:
     async def _observe(self, action: Action) -> StopReason | None:
         """Run the turn's calls and append what they gave; nothing is appended where it does not fit."""
         result = await self._results(action)
-        if len(self.media) + len(result.media) > self.limits.max_media:
-            return self._ask_at_last(StopReason.MEDIA_BUDGET)
+        limit = self._limit(result.media)
+        if limit is not None:
+            return self._ask_at_last(limit)
         parts, media = result.parts, result.media
         if result.error and self.rules.on_error == "image" and self.prompt.media:
             parts, media = (*parts, Part(media=len(media))), (*media, self.prompt.media[0])
@@ -256,8 +265,7 @@ class Episode:
         tokens = self.family.extend(message, media, closed=closed)
         if self.num_tokens + len(tokens.ids) >= self.limits.max_context:
             return StopReason.CONTEXT_FULL
-        held = {medium.key for medium in self.media}
-        self.media += [medium for medium in media if medium.key not in held]
+        self.media += media
         self.unsent_media = media
         self._append(Source.OBSERVATION, tokens)
         return None

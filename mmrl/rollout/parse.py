@@ -8,6 +8,7 @@ from typing import Literal
 from mmrl.protocols import ToolCodec
 from mmrl.types import ToolCall
 
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE, BOXED = "<answer>", "</answer>", "\\boxed{"
 AnswerForm = Literal["tag", "boxed"]
 """How a final answer is marked."""
@@ -23,7 +24,11 @@ class Action:
 
 
 def parse_turn(text: str, codec: ToolCodec, answer_form: AnswerForm = "tag") -> Action:
-    """Read a turn. A turn that both calls and answers is malformed: the answer could not have used the result."""
+    """Read what follows the thought of a turn.
+
+    A turn that both calls and answers is malformed: the answer could not have used the result.
+    """
+    text = after_think(text)
     calls, error = codec.parse(text)
     if error is not None:
         return Action(error=error)
@@ -31,6 +36,11 @@ def parse_turn(text: str, codec: ToolCodec, answer_form: AnswerForm = "tag") -> 
     if calls and answer is not None:
         return Action(error="a turn may call a tool or give the answer, not both")
     return Action(calls=calls, answer=answer)
+
+
+def after_think(text: str) -> str:
+    """What follows the last </think>; nothing of a thought that is not closed."""
+    return text.rpartition(THINK_CLOSE)[2].partition(THINK_OPEN)[0]
 
 
 def find_answer(text: str) -> str | None:
@@ -44,10 +54,16 @@ def find_answer(text: str) -> str | None:
 
 def find_boxed(text: str) -> str | None:
     """What stands in the last complete \\boxed{...}, stripped; None where there is none."""
-    start = text.rfind(BOXED)
+    inside, closed, _ = split_boxed(text)
+    return inside.strip() if closed else None
+
+
+def split_boxed(text: str) -> tuple[str, str, str]:
+    """(what stands in the last \\boxed{...}, the brace that closes it, what follows); the first is all if none does."""
+    behind = text.rpartition(BOXED)[2] if BOXED in text else ""
     depth = 1
-    for at in range(start + len(BOXED), len(text) if start >= 0 else 0):
-        depth += (text[at] == "{") - (text[at] == "}")
+    for at, character in enumerate(behind):
+        depth += (character == "{") - (character == "}")
         if depth == 0:
-            return text[start + len(BOXED) : at].strip()
-    return None
+            return behind[:at], "}", behind[at + 1 :]
+    return behind, "", ""

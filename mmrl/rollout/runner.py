@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from mmrl.data.dataset import Loaded
@@ -12,7 +12,7 @@ from mmrl.rollout.engine_hf import HFEngine
 from mmrl.rollout.episode import Episode, Limits, Prompt, Rules, Sampling
 from mmrl.rollout.toolbox import Toolbox
 from mmrl.scoring import WeightedReward, score_group
-from mmrl.types import Group, Message, Part, Trajectory
+from mmrl.types import Group, Message, Part, Tokens, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +29,9 @@ class Runner:
 
     def prompt(self, loaded: Loaded, row: int, *, use_tools: bool = True) -> Prompt:
         """Encode a sample for its group."""
-        sample = loaded.sample
-        tools = self.tools if use_tools and sample.use_tools else ()
-        messages = list(sample.messages)
-        if self.system and all(message.role != "system" for message in messages):
-            messages.insert(0, Message(role="system", parts=(Part(text=self.system),)))
-        scripted = {step.tool for step in self.rules.script}
-        tokens = self.family.encode_prompt(messages, loaded.media, [t for t in tools if t.name not in scripted])
-        return Prompt(sample=sample, media=loaded.media, tokens=tokens, row=row, use_tools=bool(tools))
+        tools = self.tools if use_tools and loaded.sample.use_tools else ()
+        tokens = encode_prompt(loaded, self.family, tools, {step.tool for step in self.rules.script}, self.system)
+        return Prompt(sample=loaded.sample, media=loaded.media, tokens=tokens, row=row, use_tools=bool(tools))
 
     async def play(
         self,
@@ -87,3 +82,19 @@ class Runner:
         scored = await score_group(group, rewards, context)
         on_group(scored)
         return scored
+
+
+def encode_prompt(
+    loaded: Loaded, family: ModelFamily, tools: Sequence[Tool], scripted: Collection[str], system: str
+) -> Tokens:
+    """A row as the model is given it.
+
+    Args:
+        scripted: names of tools that fixed turns use: the model is not told of them.
+        system: for a row that brings no system message of its own.
+    """
+    messages = list(loaded.sample.messages)
+    if system and all(message.role != "system" for message in messages):
+        messages.insert(0, Message(role="system", parts=(Part(text=system),)))
+    told = [tool for tool in tools if loaded.sample.use_tools and tool.name not in scripted]
+    return family.encode_prompt(messages, loaded.media, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pydantic import ValidationError
@@ -9,6 +10,9 @@ from pydantic import ValidationError
 from mmrl.models.qwen_xml import typed
 from mmrl.protocols import Observation, Tool, ToolError, ToolState
 from mmrl.types import ToolCall
+
+MAX_PLACE = 40
+"""Characters of the place of a wrong argument that the model is told."""
 
 
 class Toolbox:
@@ -42,7 +46,7 @@ class Toolbox:
 
 
 def describe(error: ValidationError) -> str:
-    """The first problem of a validation error, without echoing what the model wrote."""
+    """The first problem of a validation error, without echoing what the model wrote: a key may be its own text."""
     first = error.errors(include_input=False, include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "arguments"
-    return f"{place}: {first['msg']}"
+    place = re.sub(r"[^\w.-]", "", ".".join(map(str, first["loc"])))[:MAX_PLACE]
+    return f"{place or 'arguments'}: {first['msg']}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from mmrl.types import Group, ScoreKind
 
 if TYPE_CHECKING:
     from mmrl.train.session import Session
+
+MAX_NAME = 100
+"""Characters of a strategy's name in that of a file."""
 
 
 def measure_strategies(
@@ -98,11 +102,21 @@ class ShownStrategies:
 
     def write(self, store: RunStore, decode: Decode) -> None:
         """A file of rollouts for each strategy, by rung."""
+        files = file_names(self.first)
         for name, outcomes in self.first.items():
             ordered = sorted(outcomes, key=lambda outcome: outcome.number)
             shown = [rung for outcome in ordered for rung in rungs(outcome)]
             groups, facts = [group for group, _ in shown], [fact for _, fact in shown]
-            store.write_groups(f"strategy_{name}", groups, decode, facts)
+            store.write_groups(f"strategy_{files[name]}", groups, decode, facts)
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A part of a file's name for each strategy: that may be named by a path."""
+    files: dict[str, str] = {}
+    for number, name in enumerate(names):
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-MAX_NAME:]
+        files[name] = f"{plain}_{number}" if plain in files.values() else plain
+    return files
 
 
 def rungs(outcome: Outcome) -> list[tuple[Group, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from mmrl.cache.media import MediaLoader
 from mmrl.config import Plugin, RunConfig
 from mmrl.data.dataset import Loaded, load_sample
 from mmrl.errors import DataError
-from mmrl.protocols import ModelFamily, Processor, Tool
+from mmrl.protocols import Processor, Tool
 from mmrl.rollout.runner import Runner
 from mmrl.scaling.closer import closer
 from mmrl.scaling.named import build_strategy
@@ -113,12 +113,10 @@ class Reasoner:
             }
         )
         reasoner = cls.from_config(config)
-        family = reasoner.runner.family
-        defaults = {kind: _fitted(p, family) for kind, p in reasoner.processors.items() if kind not in given}
         built = {kind: cast(Processor, named) for kind, named in given.items() if is_dataclass(named)}
         own = tuple(cast(Tool, named) for named in tools if is_dataclass(named))
         runner = replace(reasoner.runner, tools=(*reasoner.runner.tools, *own))
-        return replace(reasoner, runner=runner, processors={**reasoner.processors, **defaults, **built})
+        return replace(reasoner, runner=runner, processors={**reasoner.processors, **built})
 
     @classmethod
     def from_config(cls, config: RunConfig, model_path: str | Path | None = None) -> Reasoner:
@@ -190,11 +188,3 @@ def reference(medium: Medium, kind: MediaKind | None = None) -> MediaRef:
 
 def _plugin(named: Any) -> Plugin:
     return Plugin(use=named) if isinstance(named, str) else Plugin(**named)
-
-
-def _fitted(processor: Processor, family: ModelFamily) -> Processor:
-    """The processor, with sides in multiples of what the model's vision tower merges into a token."""
-    patching = getattr(family, "patching", None)
-    if patching is None or not hasattr(processor, "factor"):
-        return processor
-    return cast(Processor, replace(cast(Any, processor), factor=patching.patch * patching.merge))

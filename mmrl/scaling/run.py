@@ -8,6 +8,7 @@ alike under every strategy, and strategies compare in pairs.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,9 +59,9 @@ class Solver:
     load: Load
     seed: int
     batch_size: int
-    """Episodes played at once; media of no more questions than that takes are held."""
+    """Episodes played at once; for each look of a strategy, media of about as many questions as that takes are held."""
     keep: int | None = None
-    """Questions, from the first, whose trajectories keep their media; None is all."""
+    """Questions, from the first, whose outcomes keep their media; None is all."""
     rewards: Sequence[WeightedReward] = ()
     """Score the trajectories of the outcomes. Strategies do not see scores."""
 
@@ -82,22 +83,28 @@ class Solver:
             for question in batch:
                 group = played.get(question.number)
                 if group is not None:
-                    question.add(group.sample, self._round(question, group))
+                    question.add(group)
                 look = None if group is None else strategy.look(question.shown)
                 if look is not None:  # behind the others, so that equal looks meet in full batches
                     question.ask(look)
                     queue.append(question)
                 elif question.sample is not None:
-                    outcomes[question.number] = question.outcome(strategy)
+                    keep = self.keep is None or question.number < self.keep
+                    outcomes[question.number] = question.outcome(strategy, keep_media=keep)
                     on_outcome(outcomes[question.number])
         return [outcomes[number] for number in sorted(outcomes)]
 
     def _batch(self, queue: Sequence[_Question]) -> tuple[list[_Question], list[_Question]]:
-        """(questions that want what the first of the queue wants, the others)."""
-        size = max(1, self.batch_size // len(queue[0].next.temperatures))
-        batch = [question for question in queue if question.wants == queue[0].wants][:size]
+        """(questions that want the same look, the others). What is begun goes on as soon as it fills a batch."""
+        waiting = Counter(question.wants for question in queue if question.rounds)
+        first = next((question for question in queue if waiting[question.wants] >= self._size(question)), queue[0])
+        batch = [question for question in queue if question.wants == first.wants][: self._size(first)]
         chosen = {question.number for question in batch}
         return batch, [question for question in queue if question.number not in chosen]
+
+    def _size(self, question: _Question) -> int:
+        """Of a batch of such questions."""
+        return max(1, self.batch_size // len(question.next.temperatures))
 
     def _play(self, batch: Sequence[_Question]) -> dict[int, Group]:
         """One group for each question that can be used."""
@@ -114,14 +121,6 @@ class Solver:
             return self.runner.prompt(row, number)
         except ValueError as error:  # a kind of medium, or a size, that the model does not take
             raise DataError(f"{row.sample.where or 'question'}: {error}") from None
-
-    def _round(self, question: _Question, group: Group) -> Round:
-        trajectories = group.trajectories
-        frames = sum(map(frames_shown, trajectories))
-        if self.keep is not None and question.number >= self.keep:
-            # Pixels of thousands of questions need not be held to count votes.
-            trajectories = tuple(replace(trajectory, media={}) for trajectory in trajectories)
-        return Round(look=question.next, trajectories=trajectories, frames=frames)
 
 
 class _Question:
@@ -140,19 +139,27 @@ class _Question:
         self.wants = (look.key, sum(r.look.key == look.key for r in self.rounds))
         """(the next look, how often this question was looked at so before)."""
 
-    def add(self, sample: Sample, played: Round) -> None:
-        self.sample = sample
+    def add(self, group: Group) -> None:
+        frames = sum(map(frames_shown, group.trajectories))
+        played = Round(look=self.next, trajectories=group.trajectories, frames=frames)
+        self.sample = group.sample
         self.rounds += (played,)
         self.shown += (replace(played, trajectories=tuple(map(_unscored, played.trajectories))),)
 
-    def outcome(self, strategy: Strategy) -> Outcome:
+    def outcome(self, strategy: Strategy, *, keep_media: bool) -> Outcome:
         assert self.sample is not None
         taken = strategy.decide(self.shown)
-        for played, shown in zip(self.rounds, self.shown, strict=True):
+        # Pixels of thousands of questions need not be held once these are decided.
+        rounds = self.rounds if keep_media else tuple(map(_without_media, self.rounds))
+        for played, shown in zip(rounds, self.shown, strict=True):
             for trajectory, twin in zip(played.trajectories, shown.trajectories, strict=True):
                 if twin is taken:
-                    return Outcome(number=self.number, sample=self.sample, rounds=self.rounds, winner=trajectory)
+                    return Outcome(number=self.number, sample=self.sample, rounds=rounds, winner=trajectory)
         raise ConfigError(f"{type(strategy).__name__}: decide must return one of the trajectories that it was given")
+
+
+def _without_media(played: Round) -> Round:
+    return replace(played, trajectories=tuple(replace(trajectory, media={}) for trajectory in played.trajectories))
 
 
 def _unscored(trajectory: Trajectory) -> Trajectory:

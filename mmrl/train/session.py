@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
-from mmrl.adapt.rewards import build_reward
+from mmrl.adapt.rewards import build_rewards
 from mmrl.adapt.tools import build_tool
 from mmrl.cache.features import FeatureCache
 from mmrl.cache.media import SHARED, MediaLoader
 from mmrl.config import RowsFile, RunConfig
 from mmrl.data.dataset import BadRows, Dataset, Loaded, Mixture, RowSource, build_processors
+from mmrl.models.fitting import fitted
 from mmrl.models.load import Checkpoint, load_checkpoint
 from mmrl.protocols import Processor, RewardContext
 from mmrl.resolve import build
@@ -58,6 +59,7 @@ class Session:
                 media_root=file.media_root,
                 limit=limit,
                 tell=self.tell,
+                fits=lambda loaded: self.runner.prompt(loaded, 0),
             )
         return self.datasets[key]
 
@@ -109,12 +111,15 @@ def open_session(
     checkpoint = load_checkpoint(
         model_path or config.model_path, family=section.family, dtype=section.dtype, device=section.device
     )
-    processors = build_processors(config.data)
+    processors = {
+        kind: fitted(processor, getattr(config.data, kind).fields, checkpoint.family)
+        for kind, processor in build_processors(config.data).items()
+    }
     return Session(
         config=config,
         checkpoint=checkpoint,
         runner=_runner(config, checkpoint, processors["image"]),
-        rewards=_rewards(config),
+        rewards=build_rewards(config.rewards),
         media=MediaLoader(processors),
         bad=BadRows(config.run_dir / "data_errors.jsonl", config.data.max_bad_fraction, tell),
         tell=tell,
@@ -147,7 +152,7 @@ def _runner(config: RunConfig, checkpoint: Checkpoint, image: Processor) -> Runn
         on_error=episode.on_error,
     )
     tools = [
-        build_tool(plugin.use, plugin.fields, f"episode.tools.{number}", image)
+        fitted(build_tool(plugin.use, plugin.fields, f"episode.tools.{number}", image), plugin.fields, family)
         for number, plugin in enumerate(episode.tools)
     ]
     return Runner(
@@ -159,11 +164,3 @@ def _runner(config: RunConfig, checkpoint: Checkpoint, image: Processor) -> Runn
         system=episode.system,
         error_chars=episode.error_chars,
     )
-
-
-def _rewards(config: RunConfig) -> tuple[WeightedReward, ...]:
-    rewards = []
-    for number, section in enumerate(config.rewards):
-        reward = build_reward(section.use, section.fields, f"rewards.{number}")
-        rewards.append(WeightedReward(name=section.name, reward=reward, weight=section.weight.at))
-    return tuple(rewards)

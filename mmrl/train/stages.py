@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -14,6 +15,7 @@ import torch
 from mmrl.algo.advantage import group_advantages, shuffled
 from mmrl.algo.aggregate import coefficients
 from mmrl.algo.loss import GrpoLoss, SftLoss
+from mmrl.cache.media import size
 from mmrl.config import GrpoStage, SftStage, stage_name
 from mmrl.data.dataset import Loaded
 from mmrl.data.sampler import Sampler
@@ -47,6 +49,11 @@ class Example:
     row: Row
     media: dict[str, Media]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its pixels and samples."""
+        return sum(size(medium) for medium in self.media.values())
+
 
 class Sft:
     """Supervised training on demonstrations, each of which is played through the episode loop once."""
@@ -55,7 +62,9 @@ class Sft:
         self.session, self.config, self.engine = session, config, engine
         self.dataset = session.dataset(config.rows)
         self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))
-        self.examples: dict[int, Example] = {}
+        self.examples: OrderedDict[int, Example] = OrderedDict()
+        """The latest used, within `data.cached_bytes` of pixels and samples."""
+        self.num_bytes = 0
 
     def step(self, number: int, on_group: OnGroup) -> Metrics:
         del number, on_group  # nothing is sampled
@@ -68,20 +77,29 @@ class Sft:
         return metrics | {"tokens": float(sum(len(row.ids_T) for row in rows))}
 
     def _example(self, index: int) -> Example | None:
-        if index not in self.examples:
-            loaded = self.dataset.load(index)
-            if loaded is None:
-                return None
-            trajectory = demonstrate(self.session, loaded)
-            if trajectory.stop is not StopReason.ANSWERED:
-                self.dataset.refuse(index, f"the demonstration is not played to its answer: {ending(trajectory)}")
-                return None
-            self.examples[index] = Example(
-                row=build_row(trajectory, self.session.checkpoint.family),
-                # Training needs what the model sees, not the large originals.
-                media={key: replace(m, original=None) for key, m in trajectory.media.items()},
-            )
-        return self.examples[index]
+        if index in self.examples:
+            self.examples.move_to_end(index)
+            return self.examples[index]
+        loaded = self.dataset.load(index)
+        if loaded is None:
+            return None
+        trajectory = demonstrate(self.session, loaded)
+        if trajectory.stop is not StopReason.ANSWERED:
+            self.dataset.refuse(index, f"the demonstration is not played to its answer: {ending(trajectory)}")
+            return None
+        example = Example(
+            row=build_row(trajectory, self.session.checkpoint.family),
+            # Training needs what the model sees, not the large originals.
+            media={key: replace(m, original=None) for key, m in trajectory.media.items()},
+        )
+        self._keep(index, example)
+        return example
+
+    def _keep(self, index: int, example: Example) -> None:
+        self.examples[index] = example
+        self.num_bytes += example.num_bytes
+        while self.num_bytes > self.session.config.data.cached_bytes:
+            self.num_bytes -= self.examples.popitem(last=False)[1].num_bytes
 
 
 class Grpo:

@@ -111,3 +111,27 @@ def test_a_demonstration_that_cannot_be_played_costs_its_row_and_says_why(load, 
     assert sorted(error.split(" (id")[0] for error in errors) == [f"{file} row {n}" for n in range(4)]
     assert any("parse_failed after 1 turn(s)" in error for error in errors)
     assert all("the demonstration is not played to its answer" in error for error in errors)
+
+
+def test_a_row_that_the_model_cannot_be_given_costs_that_row(load, demo_rows):
+    """A Qwen2.5-VL takes no audio: the row is named and counted, the step goes on."""
+    import soundfile
+
+    soundfile.write(demo_rows.folder / "a.wav", [0.1] * 16000, 16000)
+    rows = demo_rows("train")
+    rows[3] = {"messages": [{"role": "user", "content": "<audio>What?"}], "audios": ["a.wav"], "answer": "7"}
+    path = demo_rows.folder / "one_sound.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load(
+        "name=one_sound",
+        f"stages.1.rows={path}",
+        "stages.0.steps=0",
+        "stages.1.validation=null",
+        "evaluate=null",
+        "data.max_bad_fraction=0.5",
+    )
+    run_dir = train(config, overwrite=True)
+    errors = [json.loads(line)["error"] for line in (run_dir / "data_errors.jsonl").read_text().splitlines()]
+    assert len(errors) == 1
+    assert "row 3" in errors[0]
+    assert "this model takes no audio" in errors[0]

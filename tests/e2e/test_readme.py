@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from mmrl.train.play import rollout
@@ -15,7 +16,7 @@ def blocks(language):
 
 
 def test_the_reward_and_the_tool_of_the_readme_run(load, workspace):
-    for code in blocks("python"):
+    for code in blocks("python")[:2]:
         name = code.splitlines()[0].removeprefix("# ")
         (workspace / name).write_text(code)
     reward, tool = (yaml.safe_load(block) for block in blocks("yaml"))
@@ -25,6 +26,20 @@ def test_the_reward_and_the_tool_of_the_readme_run(load, workspace):
     assert len(lines) == 4
     assert all('"brief": {"kind": "value"' in line for line in lines)
     assert all("count_images" in line for line in lines)  # the prompt lists the tool
+
+
+def test_the_question_of_the_readme_is_answered(workspace, model_dir, capsys):
+    from mmrl.demo.brief_digits import Clip, write_clip
+
+    clip = workspace / "clip.mp4"
+    write_clip(clip, Clip(digit=0, digit_at=60, marked=(48, 96), seed=0), np.ones((12, 12), np.float32))
+    code = blocks("python")[2]
+    assert "runs/demo_video/checkpoints/last/model" in code
+    code = code.replace("runs/demo_video/checkpoints/last/model", str(model_dir)).replace('"clip.mp4"', repr(str(clip)))
+    exec(code.replace("densest=64", "densest=16"), {})
+    printed = capsys.readouterr().out
+    assert "Round(" in printed
+    assert "{" in printed  # the votes
 
 
 def test_the_row_of_the_readme_is_read(tmp_path):

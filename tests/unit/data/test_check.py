@@ -124,6 +124,16 @@ def test_perfect_answers_get_the_best_of_every_reward(check, write_rows, write_p
     assert check.found["notes"] == []
 
 
+def test_perfect_answers_are_marked_as_the_episode_asks(check, write_rows, write_png, write_config):
+    write_png("a.png", 300, 200)
+    boxed = {"use": "mmrl.rewards.format:Format", "name": "format", "answer": "boxed"}
+    rows = write_rows(asked(answer="7", boxes=[[10, 20, 290, 190]]), asked(answer="\\frac{1}{2}"))
+    check(rows, "--config", write_config(rewards=[boxed], episode={"answer": "boxed"}))
+    assert (check.found["problems"], check.found["notes"]) == ([], [])
+    check(rows, "--config", write_config(rewards=[boxed]))
+    assert check.found["notes"] == ["reward format: the gold scores 0 at most; is that its best?"]
+
+
 def test_a_gold_that_scores_less_than_others_is_found(check, write_rows, write_png, write_config, tmp_path):
     write_png("a.png", 56, 56)
     rows = write_rows(asked(answer="7"), asked(answer="x" * 3000), asked(answer="8"))  # longer than answers may be
@@ -229,6 +239,9 @@ def test_the_prompt_of_a_local_model_is_counted(check, write_rows, write_png, wr
     more = write_config(**plain, episode={"system": "Look.", "tools": [{"use": "mmrl.tools.zoom:Zoom"}]})
     longer = check(rows, "--config", more).output.partition("prompt: ")[2].split(" ")[0]
     assert int(longer) > count + 20
+    step = {"tool": "image_zoom_in_tool", "then": "<media>", "otherwise": "<media>"}
+    scripted = write_config(**plain, episode={"tools": [{"use": "mmrl.tools.zoom:Zoom"}], "script": [step]})
+    assert f"prompt: {count} tokens" in check(rows, "--config", scripted).output
 
 
 def test_an_empty_file_ends_with_1(check, write_rows):

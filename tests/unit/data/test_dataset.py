@@ -99,6 +99,26 @@ def test_a_bad_row_is_counted_once_however_often_it_is_drawn(write_rows, bad):
     assert len(listed(bad)) == 1
 
 
+def test_a_row_that_is_listed_already_is_counted_and_not_listed_again(write_rows, bad):
+    path = write_rows("{", row(1, "gone.png"), row(2))
+    opened(path, bad).load(0)
+    again = BadRows(bad.path, 1.0, str)
+    opened(path, again).load(0)
+    assert (bad.count, again.count) == (2, 2)
+    assert len(listed(bad)) == 2
+
+
+def test_a_torn_line_of_the_list_is_passed_over(write_rows, bad):
+    path = write_rows("{", row(1))
+    opened(path, bad)
+    whole = bad.path.read_text()
+    bad.path.write_text(whole + whole[:20])
+    for _ in range(2):
+        opened(write_rows("{", "[", row(1)), BadRows(bad.path, 1.0, str))
+    lines = bad.path.read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 2
+
+
 def test_unreadable_rows_are_counted_when_the_file_is_opened(write_rows, bad):
     path = write_rows("{", row(1), "[]")
     assert len(opened(path, bad)) == 1

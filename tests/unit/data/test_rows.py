@@ -158,6 +158,13 @@ def test_nesting_too_deep_to_read_is_refused(write_rows):
     assert "recursion" in only_error(write_rows('{"metadata": ' + "[" * 100_000 + "]" * 100_000 + "}"))
 
 
+def test_a_byte_order_mark_costs_no_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + (json.dumps(GOOD) + "\n").encode() * 2)
+    samples, errors = read_rows(path)
+    assert ([sample.id for sample in samples], errors) == (["0", "1"], [])
+
+
 def test_bytes_that_are_no_text_spoil_their_own_row_only(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xff\xfe\x00\n" + json.dumps(GOOD).encode() + b"\n")

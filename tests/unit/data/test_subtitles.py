@@ -1,5 +1,7 @@
 """Subtitle files, well-formed and otherwise, become a bounded number of lines with their times."""
 
+import os
+
 import pytest
 
 from mmrl.data.subtitles import (
@@ -119,3 +121,11 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "inside" / "a.srt").symlink_to(tmp_path / "secret.srt")
     with pytest.raises(ValueError, match="leads out of its folder"):
         read_subtitles("a.srt", str(tmp_path / "inside"))
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.srt")
+    (tmp_path / "folder.srt").mkdir()
+    for name, why in (("pipe.srt", "not a regular file"), ("folder.srt", "Is a directory")):
+        with pytest.raises(ValueError, match=f"'{name}' cannot be read .{why}.; check the path"):
+            read_subtitles(name, str(tmp_path))

@@ -12,7 +12,7 @@ from mmrl.models.load import find_kind, load_checkpoint
 from mmrl.protocols import Request
 from mmrl.rollout.engine_hf import HFEngine
 from mmrl.train.engine import TorchEngine
-from mmrl.types import CoordinateFrame, Media, Message, Part, Row
+from mmrl.types import CoordinateFrame, Media, Message, Part, Row, ToolCall
 
 FAMILIES = list(families.WRITERS)
 SEEING = [name for name in FAMILIES if name != "qwen2_audio"]
@@ -273,3 +273,52 @@ def test_a_checkpoint_that_is_written_again_holds_the_same_weights(loaded, name,
 def test_an_unsupported_family_is_refused_by_name(name):
     with pytest.raises(ConfigError, match=f"model family '{name}' is not supported"):
         find_kind(name)
+
+
+TURNS = [
+    Message(role="system", parts=(Part(text="Be brief."),)),
+    Message(role="user", parts=(Part(text="Weather in Rome?"),)),
+    Message(role="assistant", tool_calls=(ToolCall(name="weather", arguments={"city": "Rome"}),)),
+    Message(role="tool", parts=(Part(text="21 C"),)),
+    Message(
+        role="assistant", parts=(Part(text="I look again."),), tool_calls=(ToolCall(name="f", arguments={"x": 1}),)
+    ),
+    Message(role="tool", parts=(Part(text="70 F"),)),
+]
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "qwen3_5"])
+def test_earlier_calls_and_results_are_written_as_the_exported_template_writes_them(loaded, name):
+    family, tokenizer = loaded(name).family, loaded(name).tokenizer
+    turns = [
+        {
+            "role": message.role,
+            "content": message.text,
+            "tool_calls": [
+                {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+                for call in message.tool_calls
+            ],
+        }
+        for message in TURNS
+    ]
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(family.encode_prompt(TURNS, (), ()).ids) == rendered
+
+
+@pytest.mark.parametrize(
+    ("written", "behind"),
+    [
+        ("<think>It is 7.</think><answer>7</answer>", "It is 7.</think><answer>7</answer>"),
+        ("<think>\nIt is 7.\n</think>\n\n<answer>7</answer>", "It is 7.\n</think>\n\n<answer>7</answer>"),
+        ("<answer>7</answer>", "\n</think>\n\n<answer>7</answer>"),
+    ],
+)
+def test_a_turn_goes_on_behind_a_header_that_opens_the_thought(loaded, written, behind):
+    family = loaded("qwen3_5").family
+    assert family.decode(family.encode_turn(Message(role="assistant", parts=(Part(text=written),)))) == behind
+
+
+@pytest.mark.parametrize("name", [name for name in SEEING if name != "qwen2_5_omni"])
+def test_a_video_with_its_sound_is_refused_where_the_family_cannot_hear(loaded, name):
+    with pytest.raises(ValueError, match="no video together with its sound"):
+        loaded(name).family.encode_prompt(prompt(heard=True), [video(name, 0, 2), audio(0, 1.0)], ())

@@ -65,3 +65,16 @@ def test_text_goes_on_after_the_last_moment_of_a_video(checkpoint, frames, fps, 
     assert positions[0, span.start : span.start + 9].tolist() == [3] * 4 + [3 + step] * 4 + [3 + 2 * step]
     assert positions[:, 2 + span.length].tolist() == [last_step, 4, 4]
     assert positions[:, -2:].tolist() == [[last_step + 1, last_step + 2]] * 3
+
+
+def test_a_repeated_last_frame_moves_no_step(checkpoint):
+    """Five frames at 2 a second: steps at 0, 1 and 2 s, the last of them one frame twice."""
+    video = Media(
+        kind="video",
+        key="v",
+        data=np.zeros((6, 56, 56, 3), np.uint8),
+        frame=CoordinateFrame(original=(56, 56), seen=(56, 56)),
+        times=(0.0, 0.5, 1.0, 1.5, 2.0, 2.0),
+    )
+    (slot,) = [piece for piece in checkpoint.family.place(Part(media=0), [video]) if isinstance(piece, Slot)]
+    assert mrope_positions(12, [slot.span])[0, ::4].tolist() == [0, 4, 8]

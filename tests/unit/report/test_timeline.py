@@ -58,6 +58,13 @@ def test_a_medium_without_length_has_a_line():
     assert timeline(line({"span": None}), "v").ticks == ""
 
 
+@pytest.mark.parametrize("parents", [{"v": "v"}, {"v": "w", "w": "v"}])
+def test_a_medium_that_is_cut_from_itself_has_a_line(parents):
+    one = line({"span": [0, 10], "times": [0, 5]}, {"span": [0, 10]})
+    media = {key: {**one["media"]["v"], "parent": parent} for key, parent in parents.items()}
+    assert [band.kind for band in timeline({**one, "media": media}, "v").looks][:1] == ["asked"]
+
+
 def test_bands_are_cut_at_the_edges_and_left_out_beyond_them():
     found = timeline(
         line({"span": [10, 20]}, {"span": [15, 40]}, {"span": [30, 40]}, {"times": [11, 25]}, spans=[[0, 12]]), "v"

@@ -87,6 +87,31 @@ def test_an_answer_inside_the_thought_does_not_count(score_one):
     assert score_one(Format(), saying(inside)).reason == ONE
 
 
+BOXED = "the last turn needs exactly one \\boxed{...}"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\\boxed{7}", ""),
+        ("So it is $\\boxed{7}$.", ""),
+        ("<think>\\boxed{8}?</think>\\[\\boxed{\\frac{1}{2}}\\]\n", ""),
+        ("<answer>\\boxed{7}</answer>", "nothing may follow \\boxed{...}"),
+        ("\\boxed{7} or 8", "nothing may follow \\boxed{...}"),
+        ("\\boxed{7} \\boxed{7}", BOXED),
+        ("\\boxed{\\boxed{7}}", BOXED),
+        ("\\boxed{7", BOXED),
+        ("<think>\\boxed{7}</think>", BOXED),
+        ("<answer>7</answer>", BOXED),
+        ("\\boxed{" * 100_000, BOXED),
+        ("\\boxed{" + "{" * 100_000, BOXED),
+    ],
+)
+def test_a_boxed_answer_is_asked_for_where_the_field_says_so(text, reason, score_one):
+    score = score_one(Format(answer="boxed"), saying(text))
+    assert (score.value, score.reason) == (0.0 if reason else 1.0, reason)
+
+
 THOUGHT = "<think>Hm.</think>"
 CALLED = "<tool_call>{}</tool_call>"
 

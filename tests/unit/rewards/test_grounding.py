@@ -158,6 +158,21 @@ def test_the_right_place_on_the_wrong_picture_scores_zero(reward, judge, image, 
         assert ("on another medium" in score.reason) == (value == 0)
 
 
+@pytest.mark.parametrize("parents", [{"a": "a"}, {"a": "crop", "crop": "a"}])
+def test_a_first_medium_that_is_cut_from_itself_is_the_first_medium(parents, judge, image, asking):
+    media = [image(parent=parents["a"]), image(key="crop", parent="a")]
+    box = (10, 10, 50, 50)
+    assert judge(BoxIoU(), asking(box=box, on="crop"), gold={"boxes": (box,)}, media=media).value == 1.0
+    assert judge(BoxIoU(), asking(box=box), gold={"boxes": (box,)}, media=media).value == 1.0
+
+
+@pytest.mark.parametrize("parents", [("b", "c"), ("c", "b")])
+def test_media_that_are_cut_from_one_another_are_not_the_first(parents, judge, image, asking):
+    media = [image(), image(key="b", parent=parents[0]), image(key="c", parent=parents[1])]
+    score = judge(BoxIoU(), asking(box=(10, 10, 50, 50), on="b"), gold={"boxes": ((10, 10, 50, 50),)}, media=media)
+    assert (score.value, score.reason) == (0.0, "the place is on another medium than the gold")
+
+
 def test_every_sibling_is_scored_in_order(make_trajectory, make_group, image, asking):
     boxes = (GOLD, (70.0, 70.0, 90.0, 90.0), GOLD)
     group = make_group(*[make_trajectory(asking(box=box), media=(image(),)) for box in boxes], boxes=(GOLD,))

@@ -230,3 +230,21 @@ def test_the_last_complete_box_is_the_answer(text, answer):
 def test_blocks_are_found_in_one_pass():
     assert fenced_blocks("a```json[1]```b```json\n{}\n```c```json 3") == ["[1]", "\n{}\n"]
     assert fenced_blocks("```json" * 50000) == [""] * 25000
+
+
+def test_media_are_numbered_as_the_model_sees_them(play, checkpoint):
+    """The first image, the same crop twice, another crop: image 3 is the other crop."""
+    other = CALL.replace("[0, 0, 28, 28]", "[28, 28, 84, 84]")
+    of_three = CALL.replace("28]", '28], "image": 3')
+    trajectory, _ = play(CALL, CALL, other, of_three, "<answer>7</answer>", max_turns=5)
+    crops = [turn.results[0] for turn in trajectory.turns[:3]]
+    assert crops[0] == crops[1] != crops[2]
+    assert trajectory.turns[3].regions[0].on == crops[2]
+
+
+@pytest.mark.parametrize(("limit", "stop"), [("max_calls", "tool_budget"), ("max_media", "media_budget")])
+def test_fixed_turns_keep_to_the_limits(play, limit, stop):
+    rules = Rules(script=MGPO.script * 3, answer_form="boxed")
+    trajectory, _ = play(BOX, BOX, BOX, "\\boxed{B}", rules=rules, **{limit: 2})
+    assert trajectory.stop == stop
+    assert len(trajectory.turns) < 4

@@ -14,6 +14,7 @@ from mmrl.report.progress import Progress
 from mmrl.report.store import RunStore, read_lines
 from mmrl.scaling.measure import measure_strategies
 from mmrl.scaling.named import build_strategies
+from mmrl.scaling.one_look import Greedy
 from mmrl.train.evaluate import evaluate_strategies
 from mmrl.train.session import open_session
 from mmrl.types import ScoreKind
@@ -112,6 +113,19 @@ def test_the_first_rows_are_written_by_rung(session, tmp_path):
         assert all(sum(rung["votes"].values()) == rung["frames"] == 3 for rung in rungs)
         assert rungs[0]["title"] == "3136 pixels"
     assert all((tmp_path / "run" / medium["file"]).exists() for line in lines for medium in line["media"].values())
+
+
+def test_a_strategy_may_be_named_by_the_path_of_its_file(session, tmp_path):
+    names = ["my/own.py:Mine", "my_own.py:Mine"]
+    strategies = {name: Greedy() for name in names}
+    store = RunStore(tmp_path / "run")
+    with Progress() as progress:
+        found = evaluate_strategies(session, session.dataset(session.config.evaluate.rows), strategies, progress, store)
+    store.close()
+    assert list(found) == names
+    files = list((tmp_path / "run" / "rollouts").glob("strategy_*.jsonl"))
+    assert len(files) == 2
+    assert all(len(list(read_lines(file))) == 4 for file in files)
 
 
 def test_eval_prints_accuracy_against_cost(config_file, tmp_path):

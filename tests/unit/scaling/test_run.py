@@ -10,10 +10,10 @@ from mmrl.data.dataset import Loaded
 from mmrl.errors import ConfigError
 from mmrl.processors.image import Image
 from mmrl.scaling.ladders import ResolutionLadder, SparseToDense
-from mmrl.scaling.one_look import Greedy, Vote
+from mmrl.scaling.one_look import BestOfK, Greedy, Vote
 from mmrl.scaling.run import Solver
 from mmrl.scaling.strategy import frames_shown
-from mmrl.scaling.votes import unanimous, vote_of
+from mmrl.scaling.votes import unanimous, votes_of
 from mmrl.types import MediaSpan, Message, Part, Sample, Segment, Source
 
 LADDER = SparseToDense(start=4, densest=16, samples=3)
@@ -52,7 +52,7 @@ def test_the_loop_follows_the_schedule(runner, ask, clip):
         *before, last = outcome.rounds
         assert not any(unanimous(r.trajectories) for r in before)
         assert unanimous(last.trajectories) or len(outcome.rounds) == 3
-        votes = [vote_of(t) for t in last.trajectories]
+        votes = votes_of(last.trajectories)
         assert outcome.answer == max(votes, key=votes.count)
         assert [r.look.media["video"]["frames"] for r in outcome.rounds] == [4, 8, 16][: len(outcome.rounds)]
     assert len({len(outcome.rounds) for outcome in outcomes}) > 1  # some were sure sooner
@@ -151,6 +151,41 @@ def test_pixels_are_kept_only_where_they_are_wanted(runner, ask, clip):
     outcomes = solver(runner, ask("video", *range(3), processor=clip()), keep=1).solve(3, Greedy())
     assert [bool(o.winner.media) for o in outcomes] == [True, False, False]
     assert [o.frames for o in outcomes] == [4, 4, 4]
+
+
+def brightness(trajectory):
+    return float(sum(medium.data.mean() for medium in trajectory.media.values()))
+
+
+def test_a_strategy_sees_the_media_of_questions_that_keep_none(runner, ask, clip):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Nosy(BestOfK):
+        def decide(self, rounds):
+            seen.append([brightness(t) for t in rounds[-1].trajectories])
+            return super().decide(rounds)
+
+    best = Nosy(samples=2, by=f"{__file__}:brightness")
+    outcomes = solver(runner, ask("video", *range(3), processor=clip()), keep=0).solve(3, best)
+    assert all(value > 0 for values in seen for value in values)
+    assert not any(t.media for o in outcomes for r in o.rounds for t in (*r.trajectories, o.winner))
+
+
+def test_few_questions_are_open_at_once(runner, ask, clip):
+    """Batches of two questions on three rungs: what is begun is gone on with as soon as it fills a batch."""
+    load, most, begun, done = ask("video", *range(12), processor=clip()), 0, set(), set()
+
+    def noted(number, fields):
+        nonlocal most
+        begun.add(number)
+        most = max(most, len(begun - done))
+        return load(number, fields)
+
+    top = ToTheTop(start=4, densest=16, samples=3)
+    outcomes = solver(runner, noted, batch_size=6, keep=0).solve(12, top, lambda o: done.add(o.number))
+    assert played(outcomes) == played(solver(runner, load).solve(12, top))
+    assert most <= 6
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,40 @@
 
 import pytest
 
-from mmrl.scaling.votes import majority, tally, unanimous, vote_of
+from mmrl.scaling.votes import majority, tally, unanimous, votes_of
 
 
 @pytest.mark.parametrize("same", [("B", "b", "(B)", "B.", "b) two cats", " B: two  cats"), ("Red  car", "red car")])
 def test_spellings_of_one_answer_are_one_vote(gave, same):
-    assert len({vote_of(t) for t in gave(*same).trajectories}) == 1
+    assert len(set(votes_of(gave(*same).trajectories))) == 1
 
 
-@pytest.mark.parametrize("different", [("a cat", "A"), ("a.m.", "A"), ("7", "8"), ("", None), ("Both", "B"), ("", "x")])
+@pytest.mark.parametrize(
+    "different",
+    [
+        ("a cat", "A"),
+        ("a.m.", "A"),
+        ("7", "8"),
+        ("", None),
+        ("Both", "B"),
+        ("", "x"),
+        ("x: 3", "x: 5", "X. Y."),
+        ("B. two cats", "B. three cats", "B"),  # the letter alone could be either
+        ("A. two cats", "B. two cats"),
+    ],
+)
 def test_different_answers_are_different_votes(gave, different):
-    assert len({vote_of(t) for t in gave(*different).trajectories}) == 2
+    assert len(set(votes_of(gave(*different).trajectories))) == len(different)
+
+
+def test_the_order_of_answers_does_not_change_what_is_one_vote(gave):
+    answers = ("B", "b. two", "B. three", "(b)", "B: two")
+    for shift in range(len(answers)):
+        turned = answers[shift:] + answers[:shift]
+        votes = dict(zip(turned, votes_of(gave(*turned).trajectories), strict=True))
+        assert votes["B"] == votes["(b)"]
+        assert votes["b. two"] == votes["B: two"]
+        assert len(set(votes.values())) == 3
 
 
 def test_the_first_spelling_stands_for_an_answer(gave):

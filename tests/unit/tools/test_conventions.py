@@ -115,3 +115,21 @@ async def test_points_outside_or_malformed_are_refused(point):
 def test_a_demonstrated_point_is_spoken_in_the_models_space():
     state = ToolState(media=tuple(media()), space=Relative())
     assert ZoomPoint().spoken({"coordinate": [112, 224]}, state)["coordinate"] == [250, 500]
+
+
+async def test_seen_pixels_of_a_crop_with_a_fractional_offset_are_not_empty():
+    shown = view(np.full((150, 200, 3), 200, dtype=np.uint8), None, (112, 84), label="")
+    tool = Zoom(source="seen", min_pixels=3136, max_pixels=3136)
+    (crop,) = (await call(tool, [shown], bbox_2d=[23.4, 31.4, 80, 70])).media
+    for box in ([0, 0, 20, 20], [0, 0, *crop.frame.seen], [1, 1, 30, 28]):
+        (nested,) = (await call(tool, [shown, crop], bbox_2d=box, image=1)).media
+        assert (nested.data == 200).all()
+
+
+def test_a_demonstrated_box_is_rounded_once_in_its_own_space():
+    image = view(np.zeros((3000, 4000, 3), np.uint8), None, (112, 84), label="")
+    box = {"bbox_2d": [100, 100, 130, 130]}
+    state = ToolState(media=(image,), space=SeenPixels())
+    assert Zoom(space="original").spoken(box, state)["bbox_2d"] == [100, 100, 130, 130]
+    assert Zoom(space="relative_1000").spoken(box, state)["bbox_2d"] == [25, 33, 32, 43]
+    assert Zoom().spoken(box, state)["bbox_2d"] == [3, 3, 4, 4]  # never empty

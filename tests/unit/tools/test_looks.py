@@ -132,3 +132,9 @@ async def test_a_still_can_be_zoomed_into(clip):
     assert observation.region.box == (0.0, 0.0, 56.0, 56.0)
     expected = view(still.original, (0.0, 0.0, 56.0, 56.0), observation.media[0].frame.seen, label="")
     assert (observation.media[0].data == expected.data).all()
+
+
+async def test_all_of_an_audio_is_the_audio_itself(sound):
+    (part,) = (await call(CropAudio(), [sound], start_time=0, end_time=3)).media
+    assert part.key == sound.key
+    assert part.parent is None

