@@ -133,9 +133,15 @@ class Episode:
             segments=tuple(self.segments),
             turns=tuple(self.turns),
             stop=stop,
-            # A medium that was shown again is the one that was shown first.
-            media={medium.key: medium for medium in reversed(self.media)},
+            media=self._media_by_key(),
         )
+
+    def _media_by_key(self) -> dict[str, Media]:
+        """In the order in which they were first shown; one that was shown again is the one shown first."""
+        media: dict[str, Media] = {}
+        for medium in self.media:
+            media.setdefault(medium.key, medium)
+        return media
 
     async def _turn(self) -> StopReason | None:
         """One model turn and, where the episode goes on, its observation."""

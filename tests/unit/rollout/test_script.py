@@ -239,6 +239,8 @@ def test_media_are_numbered_as_the_model_sees_them(play, checkpoint):
     trajectory, _ = play(CALL, CALL, other, of_three, "<answer>7</answer>", max_turns=5)
     crops = [turn.results[0] for turn in trajectory.turns[:3]]
     assert crops[0] == crops[1] != crops[2]
+    assert list(trajectory.media)[1:3] == [crops[0], crops[2]]  # in order, the first one being the prompt's
+    assert trajectory.turns[0].regions[0].on == next(iter(trajectory.media))
     assert trajectory.turns[3].regions[0].on == crops[2]
 
 
