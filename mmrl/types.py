@@ -40,8 +40,10 @@ class MediaRef:
     """The encoded file itself, where there is no path."""
     pictures: tuple[str, ...] = ()
     """A video that is given as pictures, in order: their paths."""
+    picture_fps: float = 2.0
+    """Pictures in a second of such a video. It belongs to the row: however closely it is looked at, its times stay."""
     span: TimeSpan | None = None
-    """Only this part of a video or an audio; None is all of it."""
+    """Only this part of a video or an audio; None is all of it, and an infinite end is that of the medium."""
     frames: int | None = None
     """Frames that a video is to be shown at; None leaves it to its processor."""
 

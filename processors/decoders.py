@@ -1,6 +1,7 @@
 """Three ways to decode frames of a video, each checked against the probe's time stamps.
 
-A backend is given indices into the probe's frames and yields (seconds from the first frame, H x W x 3 uint8, upright).
+A backend is given indices into the probe's frames and yields (seconds from the start of the file, H x W x 3 uint8,
+upright).
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A video stream. Times are in seconds from its first frame."""
+    """A video stream. Times are in seconds from the start of the file, as those of its sound."""
 
     container: str
     codec: str
@@ -53,6 +53,8 @@ class Probe:
     rotation: int
     """Quarter turns, counter-clockwise, that make a stored frame upright."""
     has_audio: bool
+    start: float
+    """Second 0 in the file's own clock, at or before the first frame."""
     time_base: Fraction
     pts: tuple[int, ...]
     """Of every frame that is shown, increasing."""
@@ -62,17 +64,12 @@ class Probe:
     """How long the last frame is shown, in units of the time base."""
 
     @property
-    def start(self) -> float:
-        """Time stamp of the first frame in the file's own clock."""
-        return float(self.pts[0] * self.time_base)
-
-    @property
     def duration(self) -> float:
         return self.seconds(self.pts[-1] + self.last)
 
     def seconds(self, pts: int) -> float:
-        """From the first frame."""
-        return (pts - self.pts[0]) * self.time_base.numerator / self.time_base.denominator
+        """From the start of the file."""
+        return pts * self.time_base.numerator / self.time_base.denominator - self.start
 
     def times(self) -> list[float]:
         """Of every frame."""
@@ -119,6 +116,17 @@ def video_stream(container: Any, limits: Limits) -> Any:
     return stream
 
 
+def clock_start(container: Any) -> float:
+    """Second 0 in the file's own clock: where the first of its video and its sound starts.
+
+    What is before the clock's own 0 is the lead-in of an encoder, which is not shown.
+    """
+    best = [stream for kind in ("video", "audio") if (stream := container.streams.best(kind)) is not None]
+    told = [stream for stream in best if stream.start_time is not None]
+    shown = [stream for stream in told if not stream.disposition & Disposition.attached_pic]
+    return max(0.0, min((float(stream.start_time * stream.time_base) for stream in shown), default=0.0))
+
+
 def check_size(size: Size, limits: Limits) -> None:
     """UnusableError where a frame is over the cap."""
     if size[0] * size[1] > limits.max_pixels:
@@ -138,7 +146,7 @@ def probe(file: BinaryIO, limits: Limits) -> Probe:
     check_size(size, limits)
     with open_container(file) as container:
         stream = video_stream(container, limits)
-        name, time_base = container.format.name, stream.time_base
+        name, time_base, start = container.format.name, stream.time_base, clock_start(container)
         shown = _packets(container, stream)
     if shown is None:
         with open_container(file) as container:
@@ -150,6 +158,7 @@ def probe(file: BinaryIO, limits: Limits) -> Probe:
         size=size if turns % 2 == 0 else (size[1], size[0]),
         rotation=turns,
         has_audio=has_audio,
+        start=min(start, float(pts[0] * time_base)),
         time_base=time_base,
         pts=tuple(pts),
         keys=tuple(keys),

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from mmrl.processors.image import fit_size
 from mmrl.types import Size, TimeSpan
 
+MAX_FRAMES = 10_000
+"""No look asks for more."""
 ROUNDING_S = 6e-4
 """Times that differ by less are equal: Matroska rounds time stamps to milliseconds."""
 
@@ -23,16 +25,16 @@ class Sampling:
     """How a video is looked at."""
 
     fps: float = 2.0
-    """Frames in a second of the video; of a video given as pictures, pictures in a second."""
+    """Frames that are shown of a second of the video."""
     frames: int | None = None
     """So many, evenly spread, whatever `fps` says."""
     densest: int | None = None
-    """Frames of the densest look that is planned. A look of `frames` then takes every n-th step of the densest one, so
-    that the steps of every look are among those of every denser look; `densest` is a multiple of `frames`."""
+    """Frames of the densest look that is planned. A look of `frames` then takes steps of the densest one at even
+    distances, so that the steps of a look are among those of a look of twice as many; it is a multiple of `frames`."""
     min_frames: int = 4
     """Of those that `fps` gives, at least; a video that has fewer shows all it has."""
     max_frames: int = 768
-    """Of those that `fps` gives, at most."""
+    """Of those that `fps` or a row gives, at most."""
     min_pixels: int = 128 * 28 * 28
     """Pixels of a frame as the model sees it, at least."""
     max_pixels: int = 768 * 28 * 28
@@ -52,6 +54,8 @@ class Sampling:
         for name in ("frames", "densest", "min_frames", "max_frames", "min_pixels", "max_tokens", "factor", "temporal"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+            if name.endswith(("frames", "densest")) and value is not None and value > MAX_FRAMES:
+                raise ValueError(f"{name} is {value}; it must be at most {MAX_FRAMES}")
         if self.min_frames > self.max_frames or self.min_pixels > self.max_pixels:
             raise ValueError("min_frames and min_pixels may not be more than max_frames and max_pixels")
         if self.densest and (self.densest % self.num_frames or self.num_frames % self.temporal):
@@ -80,28 +84,29 @@ def plan_look(times: Sequence[float], duration: float, size: Size, span: TimeSpa
     """Plan a look at a video.
 
     Args:
-        times: of its frames, increasing, the first one 0.
+        times: of its frames, increasing; the first one may come after the file's sound.
         duration: seconds, to the end of the last frame.
         size: of a frame, upright.
 
     Raises:
         ValueError: the span lies outside, or the budget does not hold one step.
     """
-    covered = clip_span(span, duration)
+    covered = clip_span(span, duration, times[0])
     indices = distinct(times, moments(covered, look))
     seen, most = fit_budget(size, len(indices), look)
     if most < len(indices):
         indices = distinct(times, spread(covered, most))
-    return Plan(indices=every_nth_step(indices, look), seen=seen, span=covered)
+    return Plan(indices=even_steps(indices, look), seen=seen, span=covered)
 
 
-def clip_span(span: TimeSpan | None, duration: float) -> TimeSpan:
-    """The part of `span` that lies in a medium of `duration` seconds; ValueError where there is none."""
+def clip_span(span: TimeSpan | None, duration: float, begin: float = 0.0) -> TimeSpan:
+    """The part of `span` between `begin` and `duration` seconds; ValueError where there is none."""
     if span is None:
-        return (0.0, duration)
-    start, end = max(0.0, span[0]), min(span[1], duration)
+        return (begin, duration)
+    start, end = max(begin, span[0]), min(span[1], duration)
     if not (span[0] < span[1] and start < end):  # nor is NaN less than anything
-        raise ValueError(f"the span {span[0]:g}-{span[1]:g} s is empty or outside; it lasts {duration:g} s")
+        lasts = f"lasts from {begin:g} s to {duration:g} s" if begin else f"lasts {duration:g} s"
+        raise ValueError(f"the span {span[0]:g}-{span[1]:g} s is empty or outside; it {lasts}")
     return (start, end)
 
 
@@ -110,7 +115,7 @@ def moments(span: TimeSpan, look: Sampling) -> list[float]:
     if fixed := look.densest or look.frames:
         return spread(span, fixed)
     length = span[1] - span[0]
-    count = max(1, math.ceil((length - ROUNDING_S) * look.fps))
+    count = max(1, math.ceil(min((length - ROUNDING_S) * look.fps, look.max_frames + 1)))
     if count > look.max_frames or count < look.min_frames:
         return spread(span, min(max(count, look.min_frames), look.max_frames))
     return [span[0] + n / look.fps for n in range(count)]
@@ -132,11 +137,15 @@ def distinct(times: Sequence[float], wanted: Sequence[float]) -> list[int]:
     return sorted({frame_at(times, moment) for moment in wanted})
 
 
-def every_nth_step(indices: Sequence[int], look: Sampling) -> tuple[int, ...]:
-    """The last index repeated until the steps are full; then the steps of this look among those of the densest."""
+def even_steps(indices: Sequence[int], look: Sampling) -> tuple[int, ...]:
+    """The last index repeated until the steps are full; then the steps of this look among those of the densest.
+
+    Of S steps, a look of W takes the steps n * S // W. Those of W are among those of 2 W, whatever S is.
+    """
     full = [*indices, *[indices[-1]] * (-len(indices) % look.temporal)]
-    stride = look.densest // look.num_frames if look.densest else 1
-    starts = range(0, len(full), look.temporal * stride)
+    steps = len(full) // look.temporal
+    wanted = min(steps, look.num_frames // look.temporal) if look.densest else steps
+    starts = (number * steps // wanted * look.temporal for number in range(wanted))
     return tuple(index for start in starts for index in full[start : start + look.temporal])
 
 

@@ -10,7 +10,8 @@ import av
 import numpy as np
 import soundfile
 
-from mmrl.processors.probe import UnusableError, open_container, reason
+from mmrl.processors.audio import SAMPLE_RATE
+from mmrl.processors.probe import UnusableError, clock_start, open_container, reason
 from mmrl.processors.sampling import clip_span
 from mmrl.types import TimeSpan
 
@@ -24,6 +25,11 @@ BLOCK = 65_536
 """Samples that are read at a time."""
 PREROLL_S = 1.0
 """Decoding starts so long before a span: the first packets after a seek are not exact."""
+MIN_RATE, MAX_RATE = 4_000, 384_000
+MAX_TAPS = 16_000_000
+"""Numbers in the filter that converts a sampling rate; odd rates need gigabytes of them."""
+DRIFT_S = 0.05
+"""Time stamps of sound may be off by so much, about two frames, before they count more than the samples."""
 Blocks = Iterator[np.ndarray]
 
 
@@ -54,8 +60,16 @@ def too_long(max_seconds: float) -> UnusableError:
     return UnusableError(f"lasts longer than max_seconds = {max_seconds:g}; give a span or raise it")
 
 
+def check_rate(rate: int) -> int:
+    """A sampling rate that can be converted; UnusableError for any other."""
+    taps = rate * SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) ** 2
+    if not (MIN_RATE <= rate <= MAX_RATE) or taps > MAX_TAPS:
+        raise UnusableError(f"its sampling rate of {rate} Hz is not supported; convert the file to {SAMPLE_RATE} Hz")
+    return rate
+
+
 def _read_soundfile(sound: Any, span: TimeSpan | None, max_seconds: float) -> tuple[np.ndarray, int, float]:
-    rate = sound.samplerate
+    rate = check_rate(sound.samplerate)
     start, end = _clip(span, sound.frames / rate)
     if end - start > max_seconds:
         raise too_long(max_seconds)
@@ -90,7 +104,7 @@ def _read_container(file: BinaryIO, span: TimeSpan | None, max_seconds: float) -
 
 
 def _cut(container: Any, stream: Any, span: TimeSpan | None, max_seconds: float) -> tuple[np.ndarray, int, float]:
-    rate, origin = stream.codec_context.sample_rate, float((stream.start_time or 0) * stream.time_base)
+    rate, origin = check_rate(stream.codec_context.sample_rate), clock_start(container)
     start, end = span or (0.0, math.inf)
     if not start < end or end <= 0:
         raise UnusableError(f"the span {start:g}-{end:g} s is empty or outside")
@@ -99,25 +113,33 @@ def _cut(container: Any, stream: Any, span: TimeSpan | None, max_seconds: float)
         container.seek(int((origin + start - PREROLL_S) / stream.time_base), stream=stream)
     first, stop = round(start * rate), end * rate
     parts: list[np.ndarray] = []
-    length = 0
+    filled, heard = first, False
     for position, samples in _positioned(container, stream, rate, origin):
+        gap = max(0, int(min(position, stop)) - filled)
+        part = samples[max(0, filled - position) : int(min(len(samples), max(0, stop - position)))]
+        filled += gap + len(part)
+        if filled - first > max_seconds * rate + 1:  # before anything is made for what a time stamp claims
+            raise too_long(max_seconds)
+        parts += [np.zeros(gap, np.float32), part]
+        heard = heard or len(part) > 0
         if position >= stop:
             break
-        part = samples[max(0, first - position) : int(min(len(samples), max(0, stop - position)))]
-        parts.append(part)
-        length += len(part)
-        if length > max_seconds * rate + 1:
-            raise too_long(max_seconds)
-    return np.concatenate([np.empty(0, np.float32), *parts]), rate, first / rate
+    return np.concatenate([np.empty(0, np.float32), *(parts if heard else [])]), rate, first / rate
 
 
 def _positioned(container: Any, stream: Any, rate: int, origin: float) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first sample, mono samples) of each decoded frame; the clock is read once, then samples count."""
+    """(number of the first sample from the start of the file, mono samples) of each decoded frame.
+
+    Samples count, since time stamps are rounded, until these say that some are missing or too many.
+    """
     resampler = av.AudioResampler(format="fltp", rate=rate)
     position: int | None = None
     for frame in container.decode(stream):
-        if position is None:
-            position = 0 if frame.pts is None else round((float(frame.pts * frame.time_base) - origin) * rate)
+        if frame.pts is not None:
+            due = round((float(frame.pts * frame.time_base) - origin) * rate)
+            if position is None or abs(due - position) > DRIFT_S * rate:
+                position = due
+        position = position or 0
         if frame.sample_rate != rate:
             raise UnusableError("changes its sampling rate; convert the file to one rate")
         for part in resampler.resample(frame):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ class Facts:
     is_vfr: bool
     """Whether frames are shown for unequal times."""
     times: tuple[float, ...]
-    """When each frame is shown, in seconds from the first one."""
+    """When each frame is shown, in seconds from the start of the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ class Video(Sampling):
 
     def _with_frames(self, ref: MediaRef) -> Video:
         try:
-            return replace(self, frames=ref.frames)
+            return replace(self, frames=ref.frames and min(ref.frames, self.max_frames))
         except ValueError as error:
             raise MediaError(f"video {name_of(ref)}: {error}") from None
 
@@ -88,8 +89,9 @@ class Video(Sampling):
     def stills(self, ref: MediaRef, times: Sequence[float]) -> tuple[Media, ...]:
         """The frames shown at these times as images in full resolution, in the order of `times`."""
         if ref.pictures:
-            shown = [frame_at(self._picture_times(ref), moment) for moment in self._inside(ref, times)]
-            return tuple(self._still(ref, self._picture(ref, n), self._picture_times(ref)[n]) for n in shown)
+            starts = _picture_times(ref)
+            shown = [frame_at(starts, moment) for moment in _inside(ref, times)]
+            return tuple(self._still(ref, self._picture(ref, n), starts[n]) for n in shown)
         replies = self._call(ref, {"job": "stills", "times": list(times)})
         plan, _ = next(replies)
         width, height = plan["size"]
@@ -128,25 +130,15 @@ class Video(Sampling):
         return replace(image, key=key, times=(time,), source=ref)
 
     def _load_pictures(self, ref: MediaRef) -> Media:
-        times = self._picture_times(ref)
+        times = _picture_times(ref)
         first = self._picture(ref, 0)
         size = (first.shape[1], first.shape[0])
         try:
-            plan = plan_look(times, len(times) / self.fps, size, ref.span, self)
+            plan = plan_look(times, len(times) / ref.picture_fps, size, ref.span, self)
         except ValueError as error:
             raise MediaError(f"video {name_of(ref)}: {error}") from None
         data = np.stack([self._shown_picture(ref, index, size, plan) for index in plan.indices])
         return _media(ref, data, size, tuple(times[index] for index in plan.indices), plan.span)
-
-    def _picture_times(self, ref: MediaRef) -> list[float]:
-        return [number / self.fps for number in range(len(ref.pictures))]
-
-    def _inside(self, ref: MediaRef, times: Sequence[float]) -> Sequence[float]:
-        duration = len(ref.pictures) / self.fps
-        for moment in times:
-            if not 0 <= moment <= duration:
-                raise MediaError(f"video {name_of(ref)}: {moment:g} s is outside; it lasts {duration:g} s")
-        return times
 
     def _picture(self, ref: MediaRef, index: int) -> np.ndarray:
         name = ref.pictures[index]
@@ -161,6 +153,20 @@ class Video(Sampling):
                 f"the first picture {size[0]} x {size[1]}; make them one size"
             )
         return np.asarray(Pillow.fromarray(picture).resize(plan.seen, Pillow.Resampling.BICUBIC))
+
+
+def _picture_times(ref: MediaRef) -> list[float]:
+    if not 0 < ref.picture_fps < math.inf:
+        raise MediaError(f"video {name_of(ref)}: picture_fps is {ref.picture_fps}; it must be more than 0")
+    return [number / ref.picture_fps for number in range(len(ref.pictures))]
+
+
+def _inside(ref: MediaRef, times: Sequence[float]) -> Sequence[float]:
+    duration = len(ref.pictures) / ref.picture_fps
+    for moment in times:
+        if not 0 <= moment <= duration:
+            raise MediaError(f"video {name_of(ref)}: {moment:g} s is outside; it lasts {duration:g} s")
+    return times
 
 
 def _media(ref: MediaRef, data: np.ndarray, size: Size, times: tuple[float, ...], span: TimeSpan) -> Media:

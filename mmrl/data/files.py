@@ -37,7 +37,7 @@ def raw_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _json_lines(path: Path) -> Iterator[RawRow]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file):
             if line.strip():
                 yield _parsed(line, number)

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 from mmrl.boxes import valid_box
 from mmrl.data.media import numbers, time_span
 from mmrl.errors import DataError
+from mmrl.rollout.parse import find_answer
 from mmrl.types import Box, Gold, Media, Point, Sample, Size, TimeSpan
 
 T = TypeVar("T")
 RELATIVE = "gold_is_relative"
 """Metadata key of a sample whose boxes and points are shares of its first medium's size, until that is loaded."""
 SPAN_SLACK_S = 1.0
-"""How far a gold time may lie behind the end of its medium: annotations are rounded."""
+"""How far a gold time may lie outside its medium: annotations are rounded. Some of a span must lie inside."""
 
 
 def gold_text(value: object, key: str) -> str | None:
@@ -34,9 +35,8 @@ def gold_text(value: object, key: str) -> str | None:
 
 def inside_answer(text: str) -> str:
     """What stands in the last <answer>...</answer>; all of a text that has none."""
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    return text[start + len("<answer>") : end].strip() if 0 <= start < end else text
+    found = find_answer(text)
+    return text if found is None else found
 
 
 def box(value: object, key: str) -> Box:
@@ -120,7 +120,8 @@ def _check_times(gold: Gold, media: Sequence[Media]) -> None:
     spans: list[tuple[str, TimeSpan]] = [(f"spans.{number}", one) for number, one in enumerate(gold.spans)]
     spans += [(f"track.{number}", (time, time)) for number, (time, _) in enumerate(gold.track)]
     for key, (start, end) in spans:
-        if start < first - SPAN_SLACK_S or end > last + SPAN_SLACK_S:
+        apart = start < end and not max(start, first) < min(end, last)
+        if apart or start < first - SPAN_SLACK_S or end > last + SPAN_SLACK_S:
             raise DataError(f"{key}: gold {start:g} s to {end:g} s lies outside the medium's {first:g} s to {last:g} s")
 
 

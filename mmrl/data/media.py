@@ -12,6 +12,10 @@ from mmrl.types import MediaKind, MediaRef, TimeSpan
 
 MAX_DATA_BYTES = 100_000_000
 """Encoded bytes that a row may hold for one medium."""
+MAX_FRAMES = 10_000
+"""Frames that a row may ask of a video."""
+MIN_FPS, MAX_FPS = 1e-3, 1e3
+"""Pictures in a second of a video that is given as pictures."""
 
 
 def media_refs(value: object, kind: MediaKind, root: str, key: str) -> list[MediaRef]:
@@ -79,23 +83,42 @@ def numbers(value: object, count: int, key: str, what: str) -> list[float]:
 
 
 def _from_mapping(value: Mapping[str, Any], kind: MediaKind, root: str, key: str) -> MediaRef:
-    held = next((value[name] for name in ("bytes", "path", kind, "url", f"{kind}_url") if value.get(name)), None)
+    names = ("bytes", "path", kind, "url", f"{kind}_url", *(["pictures"] if kind == "video" else []))
+    held = next((value[name] for name in names if value.get(name)), None)
     if held is None:
         raise ValueError(f"{key}: names no file; expected 'path', 'bytes' or {kind!r}, got {list(value)!r:.80}")
     ref = media_ref(held, kind, root, key)
-    span, frames = _span(value, kind), value.get("frames", value.get("nframes"))
+    span, frames = _span(value, kind, key), value.get("frames", value.get("nframes"))
     if span is not None and kind == "image":
         raise ValueError(f"{key}: an image has no span")
-    if frames is not None and (kind != "video" or type(frames) is not int or frames < 1):
-        raise ValueError(f"{key}.frames: must be a number of frames of a video, at least 1, got {frames!r:.80}")
-    return replace(ref, span=None if span is None else time_span(span, f"{key}.span"), frames=frames)
+    if frames is not None and (kind != "video" or type(frames) is not int or not 1 <= frames <= MAX_FRAMES):
+        raise ValueError(f"{key}.frames: must be a number of frames of a video, 1 to {MAX_FRAMES}, got {frames!r:.80}")
+    # What is named may be a mapping with a span or a number of frames of its own.
+    ref = replace(ref, span=span or ref.span, frames=frames or ref.frames)
+    fps = value.get("fps", value.get("sample_fps"))  # of a file, it says how to look at it, which is not the row's
+    return ref if fps is None or not ref.pictures else replace(ref, picture_fps=_picture_fps(fps, f"{key}.fps"))
 
 
-def _span(value: Mapping[str, Any], kind: MediaKind) -> Any:
-    """`span`, or start and end as Qwen's own message parts say them."""
-    if value.get("span") is None and value.get(f"{kind}_end") is not None:
-        return [value.get(f"{kind}_start") or 0, value[f"{kind}_end"]]
-    return value.get("span")
+def _picture_fps(value: object, key: str) -> float:
+    (fps,) = numbers([value], 1, key, "pictures in a second must be a number")
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise ValueError(f"{key}: pictures in a second must be {MIN_FPS:g} to {MAX_FPS:g}, got {fps:g}")
+    return fps
+
+
+def _span(value: Mapping[str, Any], kind: MediaKind, key: str) -> TimeSpan | None:
+    """`span`, or start and end as Qwen's own message parts say them; a start without an end runs to the end."""
+    if value.get("span") is not None:
+        return time_span(value["span"], f"{key}.span")
+    start, end = value.get(f"{kind}_start"), value.get(f"{kind}_end")
+    if end is not None:
+        return time_span([0 if start is None else start, end], f"{key}.span")
+    if start is None:
+        return None
+    (first,) = numbers([start], 1, f"{key}.{kind}_start", "must be a number of seconds")
+    if first < 0:
+        raise ValueError(f"{key}.{kind}_start: must be at least 0, got {first:g}")
+    return (first, math.inf)
 
 
 def _path(text: str, key: str) -> str:

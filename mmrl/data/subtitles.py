@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,11 +78,17 @@ def _read(name: str, root: Path) -> str:
     if path.suffix not in (".srt", ".vtt"):
         raise ValueError(f"subtitles: {name[:80]!r} must be an .srt or .vtt file")
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"subtitles: {name[:80]!r} is larger than {MAX_FILE_BYTES} bytes")
-        return path.read_text(encoding="utf-8-sig", errors="replace")
+        # Without O_NONBLOCK, opening a pipe would wait for its other end.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            data = file.read(MAX_FILE_BYTES + 1) if regular else b""
     except OSError as error:
         raise ValueError(f"subtitles: {name[:80]!r} cannot be read ({error.strerror}); check the path") from None
+    if not regular:
+        raise ValueError(f"subtitles: {name[:80]!r} cannot be read (not a regular file); check the path")
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"subtitles: {name[:80]!r} is larger than {MAX_FILE_BYTES} bytes")
+    return data.decode("utf-8-sig", errors="replace")
 
 
 def _cue(item: object, key: str) -> Cue:

@@ -7,7 +7,7 @@ import media_files
 import numpy as np
 import pytest
 import soundfile
-from media_files import write_sound, write_video
+from media_files import write_sound, write_sound_in_pieces, write_video
 
 from mmrl.errors import MediaError
 from mmrl.processors.audio import Audio
@@ -27,7 +27,7 @@ def pitch(samples):
     return np.argmax(spectrum) * 16_000 / len(samples)
 
 
-@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 192_000])
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 47_952, 48_000, 88_200, 96_000, 192_000])
 def test_any_rate_becomes_16_khz(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", tone(rate, 2.0), rate, subtype="FLOAT")
     medium = load(tmp_path / "a.wav")
@@ -36,6 +36,13 @@ def test_any_rate_becomes_16_khz(tmp_path, rate):
     assert medium.span == (0.0, 2.0)
     expected = tone(16_000, 2.0)
     assert np.abs(medium.data - expected)[800:-800].max() < 0.01
+
+
+@pytest.mark.parametrize("rate", [1, 3_999, 44_101, 384_001, 1_000_003, 2**31 - 1])
+def test_a_rate_that_takes_gigabytes_to_convert_is_refused(tmp_path, rate):
+    soundfile.write(tmp_path / "odd.wav", tone(16_000, 1.0), rate)
+    with pytest.raises(MediaError, match=f"^audio odd.wav: its sampling rate of {rate} Hz is not supported; convert"):
+        load(tmp_path / "odd.wav")
 
 
 def test_nothing_above_8_khz_folds_back(tmp_path):
@@ -89,6 +96,35 @@ def test_the_sound_of_a_video_is_cut_where_it_was_asked_for(steps):
     # A part that is decoded from the middle on has the very samples of the whole.
     part = load(steps, span=(7.25, 8.25))
     assert np.abs(part.data - whole.data[7 * 16_000 + 4000 :][:16_000]).max() < 1e-4
+
+
+def test_a_gap_in_the_sound_is_silent_and_what_follows_keeps_its_time(tmp_path):
+    path = tmp_path / "gap.mkv"
+    write_sound_in_pieces(path, [(0.0, tone(16_000, 2.0, 300)), (5.0, tone(16_000, 2.0, 700))])
+    whole = load(path)
+    assert whole.span == (0.0, pytest.approx(7.0))
+    expected = np.concatenate([tone(16_000, 2.0, 300), np.zeros(48_000, np.float32), tone(16_000, 2.0, 700)])
+    assert np.abs(whole.data - expected).max() < 1e-6
+    for span in ((1.0, 6.0), (3.0, 6.0), (5.5, 6.5), (1.5, 4.0)):
+        part = load(path, span=span)
+        assert part.span == span
+        assert np.abs(part.data - expected[int(span[0] * 16_000) : int(span[1] * 16_000)]).max() < 1e-6
+    with pytest.raises(MediaError, match="holds no sound in this part"):
+        load(path, span=(2.5, 4.5))
+    with pytest.raises(MediaError, match="lasts longer than max_seconds = 6;"):
+        load(path, max_seconds=6)
+
+
+def test_a_claimed_gap_of_days_is_not_filled(tmp_path):
+    write_sound_in_pieces(tmp_path / "days.mkv", [(0.0, tone(16_000, 1.0)), (2e5, tone(16_000, 1.0))])
+    with pytest.raises(MediaError, match="lasts longer than max_seconds = 600;"):
+        load(tmp_path / "days.mkv")
+
+
+def test_sound_that_overlaps_is_heard_once(tmp_path):
+    wave = tone(16_000, 3.0, 300)
+    write_sound_in_pieces(tmp_path / "twice.mkv", [(0.0, wave[:32_000]), (1.5, wave[24_000:])], packet=32_000)
+    assert np.abs(load(tmp_path / "twice.mkv").data - wave).max() < 1e-6
 
 
 def test_bytes_and_files_have_one_key_and_spans_their_own(tmp_path):

@@ -71,7 +71,21 @@ def test_times_that_a_container_has_rounded_are_met():
     assert indices(Sampling(fps=15), times=rounded, duration=2.0) == tuple(range(0, 60, 2))
 
 
+def test_an_endless_rate_is_bounded():
+    assert len(moments((0.0, 1e6), Sampling(fps=1e308, max_frames=10_000))) == 10_000
+
+
+def test_frames_that_start_late_are_looked_at_from_their_start():
+    late = [2.0 + n / 20 for n in range(60)]
+    plan = plan_look(late, 5.0, SIZE, None, Sampling(frames=6))
+    assert (plan.indices, plan.span) == ((0, 10, 20, 30, 40, 50), (2.0, 5.0))
+    assert plan_look(late, 5.0, SIZE, (1.0, 3.0), Sampling(frames=2)).span == (2.0, 3.0)
+    with pytest.raises(ValueError, match="is empty or outside; it lasts from 2 s to 5 s"):
+        clip_span((0.0, 2.0), 5.0, 2.0)
+
+
 def test_a_span_is_clipped_to_the_video():
+    assert clip_span((1.0, float("inf")), 3.0) == (1.0, 3.0)
     assert clip_span(None, 3.0) == (0.0, 3.0)
     assert clip_span((-1.0, 2.0), 3.0) == (0.0, 2.0)
     assert clip_span((1.0, 9.0), 3.0) == (1.0, 3.0)
@@ -97,6 +111,7 @@ def test_every_look_is_part_of_every_denser_one(num_frames, temporal, data):
     for frames in (temporal, temporal * 2, temporal * 4, temporal * 8, densest):
         look = Sampling(frames=frames, densest=densest, temporal=temporal)
         chosen = steps(indices(look, times, num_frames / 25), temporal)
+        assert len(chosen) == min(frames, num_frames + -num_frames % temporal) // temporal or num_frames > densest
         assert len(chosen) <= frames // temporal
         assert all(step in chosen for step in before)
         before = chosen
@@ -107,6 +122,15 @@ def test_a_nested_look_takes_every_fourth_pair():
     assert indices(Sampling(frames=8, densest=32), times=[n / 32 for n in range(32)], duration=1.0) == (
         *(0, 1, 8, 9, 16, 17, 24, 25),
     )
+
+
+def test_a_nested_look_at_a_short_clip_shows_as_much_as_there_is():
+    times = [n / 10 for n in range(10)]
+    shown = {n: indices(Sampling(frames=n, densest=64), times, 1.0) for n in (2, 4, 8, 16, 32, 64)}
+    assert shown[2] == (0, 1)
+    assert shown[4] == (0, 1, 4, 5)
+    assert shown[8] == (0, 1, 2, 3, 4, 5, 6, 7)
+    assert shown[16] == shown[32] == shown[64] == tuple(range(10))
 
 
 def test_nested_looks_have_one_size_of_frame():
@@ -163,6 +187,9 @@ def test_distinct_keeps_order():
         ({"fps": float("inf")}, "fps is inf"),
         ({"frames": 0}, "frames is 0; it must be at least 1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"frames": 10**9}, "frames is 1000000000; it must be at most 10000"),
+        ({"densest": 20_000}, "densest is 20000; it must be at most 10000"),
+        ({"max_frames": 10_001}, "max_frames is 10001; it must be at most 10000"),
         ({"min_frames": 9, "max_frames": 8}, "min_frames and min_pixels may not be more"),
         ({"frames": 6, "densest": 32}, "densest 32 must be a multiple of frames 6"),
         ({"frames": 1, "densest": 32}, "densest 32 must be a multiple of frames 1, and that of temporal 2"),

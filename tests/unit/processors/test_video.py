@@ -12,6 +12,7 @@ from media_files import HEIGHT, WIDTH, packet_places, read_number, write_video
 
 from mmrl.errors import ConfigError, MediaError
 from mmrl.processors import pool
+from mmrl.processors.audio import Audio
 from mmrl.processors.video import BACKENDS, Video, check_backend
 from mmrl.types import MediaRef
 
@@ -303,6 +304,40 @@ def test_a_row_may_say_how_many_frames(sheet, pictures):
         Video().load(replace(ref, frames=0))
 
 
+def test_a_row_gets_no_more_frames_than_the_processor_gives(sheet):
+    ref = MediaRef(kind="video", path="plain.mp4", root=str(sheet), frames=10**9)
+    assert numbers(Video(**AS_IT_IS, max_frames=4).load(ref)) == [0, 15, 30, 45]
+
+
+@pytest.mark.parametrize(
+    ("delays", "seen", "heard"), [((0, 2000), 0.0, 2.0), ((2000, 0), 2.0, 0.0), ((7000, 6000), 1.0, 0.0)]
+)
+@pytest.mark.parametrize("container", ["matroska", "mp4"])
+def test_a_video_and_its_sound_have_one_clock(tmp_path, backend, container, delays, seen, heard):
+    """Second 0 is where the first of both starts."""
+    times = [delays[0] + 50 * n for n in range(60)]
+    write_video(tmp_path / "v", times_ms=times, container=container, audio=True, sound_ms=delays[1])
+    try:
+        medium = load(tmp_path, "v", backend, frames=60)
+    except MediaError as error:
+        assert backend == "decord"
+        assert str(error).startswith("video v: ")  # noqa: PT017
+        return
+    lead = 0.065 if container == "mp4" else 1e-3  # of the AAC encoder, which an mp4 may show
+    assert medium.times == pytest.approx([seen + n / 20 for n in range(60)], abs=lead)
+    assert numbers(medium) == list(range(60))
+    assert medium.span == (pytest.approx(seen, abs=lead), pytest.approx(seen + 3.0, abs=lead))
+    sound = Audio().load(replace(medium.source, kind="audio"))
+    loud = np.flatnonzero(np.abs(sound.data) > 0.1)[0] / 16_000
+    assert sound.span[0] == 0.0
+    assert loud == pytest.approx(heard, abs=0.07)
+    (still,) = Video(backend=backend).stills(medium.source, [seen + 1.09])
+    assert read_number(still.original) in (20, 21)
+    if seen > 1:
+        with pytest.raises(MediaError, match=r"the span 0-1 s is empty or outside; it lasts from 2"):
+            load(tmp_path, "v", backend, span=(0.0, 1.0))
+
+
 def test_nested_looks_share_their_steps(sheet):
     sparse, dense = (load(sheet, "plain.mp4", frames=n, densest=32) for n in (8, 32))
     assert numbers(sparse) == [n for start in (0, 8, 16, 24) for n in numbers(dense)[start : start + 2]]
@@ -372,6 +407,21 @@ def test_a_video_may_be_given_as_pictures(pictures):
     (still,) = video.stills(pictures, [1.7])
     assert read_number(still.original) == 3
     assert still.times == (1.5,)
+
+
+def test_the_times_of_pictures_are_those_of_the_row_however_they_are_looked_at(pictures):
+    looks = [Video(**AS_IT_IS, fps=fps).load(pictures) for fps in (1, 2, 4)]
+    assert {look.span for look in looks} == {(0.0, 5.0)}
+    assert [numbers(look) for look in looks] == [[0, 2, 4, 6, 8, 8], list(range(10)), list(range(10))]
+    quick = replace(pictures, picture_fps=4.0)
+    medium = Video(**AS_IT_IS, fps=1).load(quick)
+    assert medium.span == (0.0, 2.5)
+    assert medium.source == quick
+    assert numbers(Video(**AS_IT_IS, fps=8).load(replace(medium.source, span=(1.0, 2.0)))) == [4, 5, 6, 7]
+    (still,) = Video(fps=4).stills(medium.source, [1.3])
+    assert (read_number(still.original), still.times) == (5, (1.25,))
+    with pytest.raises(MediaError, match=r"picture_fps is 0; it must be more than 0"):
+        Video().load(replace(pictures, picture_fps=0))
 
 
 def test_pictures_are_confined_and_of_one_size(pictures, tmp_path):
