@@ -15,6 +15,7 @@ from mmrl.report.progress import Progress
 from mmrl.report.store import RunStore, write_atomic
 from mmrl.rollout.episode import Sampling
 from mmrl.scaling.named import build_strategies
+from mmrl.train.claim import write_manifest
 from mmrl.train.evaluate import Shown, evaluate, evaluate_strategies, summary
 from mmrl.train.session import Session, open_session
 from mmrl.types import Group
@@ -100,7 +101,9 @@ def _session(config: RunConfig, kind: str, checkpoint: Path | None) -> Iterator[
         write_atomic(store.path / "config.yaml", dump_config(config))
         with Progress() as progress:
             progress.print(f"model: {folder or config.model_path}")
-            yield open_session(config, model_path=folder, tell=progress.print), store, progress
+            session = open_session(config, model_path=folder, tell=progress.print)
+            yield session, store, progress
+            write_manifest(store, session.decoders())
     finally:
         store.close()
 

@@ -80,6 +80,7 @@ class Run:
             result = {"train_seconds": self.train_seconds, **summary(self._evaluations(), self.rewards)}
             if self.strategies:
                 result["test_time"] = self._test_time()
+            write_manifest(self.store, self.session.decoders())
             write_atomic(self.store.path / "summary.json", json.dumps(result, indent=1) + "\n")
 
     def _stage(self, number: int, section: SftStage | GrpoStage) -> None:
