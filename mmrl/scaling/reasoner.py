@@ -123,6 +123,8 @@ class Reasoner:
         """The model, tools, system prompt and processors of a run. `model_path` replaces its checkpoint."""
         from mmrl.train.session import open_session
 
+        if model_path is not None:  # a question needs no files of the run's own
+            config = config.model_copy(update={"setup": []})
         session = open_session(config, model_path=model_path)
         return cls(
             runner=session.runner,

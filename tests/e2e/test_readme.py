@@ -38,7 +38,6 @@ def test_the_question_of_the_readme_is_answered(workspace, model_dir, capsys):
     code = code.replace("runs/demo_video/checkpoints/last/model", str(model_dir)).replace('"clip.mp4"', repr(str(clip)))
     exec(code.replace("densest=64", "densest=16"), {})
     printed = capsys.readouterr().out
-    assert "Round(" in printed
     assert "{" in printed  # the votes
 
 
