@@ -101,7 +101,7 @@ def test_no_answer_and_one_that_is_too_long_score_zero(score_one):
     assert (long.value, long.reason) == (0.0, f"the answer is longer than {MAX_CHARS} characters")
 
 
-@pytest.mark.parametrize(("gold", "answer"), [("7", TOWER), ("8", "10^{10^{10}}"), ("10", "(9999!)!!")])
+@pytest.mark.parametrize(("gold", "answer"), [("7", TOWER), ("8", "10^{10^{10}}")])
 def test_an_answer_that_hangs_scores_zero_and_the_next_is_compared(gold, answer, score_one):
     reward = Math(timeout_s=QUICK)
     score_one(reward, f"{gold}.0", answer=gold)
