@@ -22,6 +22,8 @@ Point = tuple[float, float]
 """(x, y)."""
 TimeSpan = tuple[float, float]
 """(start, end) in seconds of presentation time, start < end."""
+SAMPLE_RATE = 16_000
+"""Samples a second of every decoded audio."""
 Role = Literal["system", "user", "assistant", "tool"]
 MediaKind = Literal["image", "video", "audio"]
 

@@ -9,9 +9,7 @@ import numpy as np
 
 from mmrl.processors.files import name_of, open_file
 from mmrl.processors.pool import call
-from mmrl.types import Media, MediaRef
-
-SAMPLE_RATE = 16_000
+from mmrl.types import SAMPLE_RATE, Media, MediaRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,9 @@ import av
 import numpy as np
 import soundfile
 
-from mmrl.processors.audio import SAMPLE_RATE
 from mmrl.processors.probe import UnusableError, clock_start, open_container, reason
 from mmrl.processors.sampling import clip_span
-from mmrl.types import TimeSpan
+from mmrl.types import SAMPLE_RATE, TimeSpan
 
 AUDIO_CODECS = (
     *("aac", "aac_latm", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "opus", "libopus", "vorbis"),

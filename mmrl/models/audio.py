@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmrl.types import Media
+from mmrl.types import SAMPLE_RATE, Media
 
-SAMPLE_RATE, HOP, WINDOW = 16_000, 160, 400
-"""Samples: per second, from one mel frame to the next, under one frame's window."""
+HOP, WINDOW = 160, 400
+"""Samples: from one mel frame to the next, under one frame's window."""
 
 
 def mel_length(medium: Media) -> int:

@@ -132,26 +132,31 @@ class ChatML:
             cache: transformers Cache that holds the keys of earlier tokens and takes those of these.
             valid_BT: True for real tokens, False for padding; only recurrent layers need it.
         """
+        output = self.text_model(model)(
+            inputs_embeds=inputs.embeds_BTD,
+            attention_mask=self.masks(mask, valid_BT),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **self.text_inputs(inputs),
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def masks(self, mask: torch.Tensor | None, valid_BT: torch.Tensor | None) -> Any:
+        """What the text model takes as attention_mask.
+
+        A mapping is taken as it is: transformers then derives no mask of its own from positions or padding.
+        """
         del valid_BT
-        # A mapping is taken as it is: transformers then derives no mask of its own from positions or padding.
-        masks = {"full_attention": mask, "sliding_attention": mask}
-        return self._forward(model, inputs, masks, cache)
+        return {"full_attention": mask, "sliding_attention": mask}
+
+    def text_inputs(self, inputs: Embedded) -> dict[str, Any]:
+        """What the text model takes beside embeddings and mask."""
+        return {"position_ids": inputs.positions_3BT}
 
     def towers(self, model: Any) -> list[torch.nn.Module]:
         """The modules that encode media."""
         return [model.model.visual]
-
-    def _forward(self, model: Any, inputs: Embedded, mask: Any, cache: Any, **more: Any) -> torch.Tensor:
-        output = self.text_model(model)(
-            inputs_embeds=inputs.embeds_BTD,
-            position_ids=inputs.positions_3BT,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **more,
-        )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
 
     def encode_prompt(self, messages: Sequence[Message], media: Sequence[Media], tools: Sequence[Tool]) -> Tokens:
         """The conversation so far, up to and with the header of the assistant's turn."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from mmrl.models.audio import HOP, SAMPLE_RATE, mel_length, num_tokens
+from mmrl.models.audio import HOP, mel_length, num_tokens
 from mmrl.models.chatml import ChatML, chat_template
 from mmrl.models.embed import Embedded
 from mmrl.models.text import Control, Piece, Slot
-from mmrl.types import Media, MediaSpan, Part
+from mmrl.types import SAMPLE_RATE, Media, MediaSpan, Part
 
 AUDIO, AUDIO_START, AUDIO_END = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 
@@ -46,16 +45,8 @@ class Qwen2Audio(ChatML):
     def towers(self, model: Any) -> list[torch.nn.Module]:
         return [model.model.audio_tower, model.model.multi_modal_projector]
 
-    def hidden_states(
-        self,
-        model: Any,
-        inputs: Embedded,
-        mask: torch.Tensor | None,
-        cache: Any = None,
-        valid_BT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        one_row = replace(inputs, positions_3BT=inputs.positions_3BT[0])
-        return super().hidden_states(model, one_row, mask, cache, valid_BT)
+    def text_inputs(self, inputs: Embedded) -> dict[str, Any]:
+        return {"position_ids": inputs.positions_3BT[0]}
 
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[torch.Tensor]:
         """(tokens, D) features of each audio. The tower sees 30 s, of which what lies behind the sound is masked."""

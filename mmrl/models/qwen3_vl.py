@@ -54,16 +54,12 @@ class Qwen3VL(Qwen25VL):
             pieces += [f"<{time:.1f} seconds>", Control(VISION_START), Slot(PADS["video"], span), Control(VISION_END)]
         return pieces
 
-    def hidden_states(
-        self,
-        model: Any,
-        inputs: Embedded,
-        mask: torch.Tensor | None,
-        cache: Any = None,
-        valid_BT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def masks(self, mask: torch.Tensor | None, valid_BT: torch.Tensor | None) -> Any:
+        return mask
+
+    def text_inputs(self, inputs: Embedded) -> dict[str, Any]:
         deep = {"visual_pos_masks": inputs.media_BT, "deepstack_visual_embeds": list(inputs.deep_LMD) or None}
-        return self._forward(model, inputs, mask, cache, **deep)
+        return super().text_inputs(inputs) | deep
 
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[torch.Tensor]:
         if not media:
@@ -90,17 +86,12 @@ class Qwen35(Qwen3VL):
             return text.removeprefix(THINK).lstrip()
         return f"\n</think>\n\n{text}"
 
-    def hidden_states(
-        self,
-        model: Any,
-        inputs: Embedded,
-        mask: torch.Tensor | None,
-        cache: Any = None,
-        valid_BT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def masks(self, mask: torch.Tensor | None, valid_BT: torch.Tensor | None) -> Any:
         # One token at a time is never padding; padding on the right is never looked back at.
-        masks = {"full_attention": mask, "linear_attention": None if valid_BT is None else valid_BT.long()}
-        return self._forward(model, inputs, masks, cache)
+        return {"full_attention": mask, "linear_attention": None if valid_BT is None else valid_BT.long()}
+
+    def text_inputs(self, inputs: Embedded) -> dict[str, Any]:
+        return Qwen25VL.text_inputs(self, inputs)
 
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[torch.Tensor]:
         return Qwen25VL.encode_media(self, model, media)

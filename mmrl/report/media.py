@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from mmrl.types import Media, MediaRef, Trajectory
+from mmrl.types import SAMPLE_RATE, Media, MediaRef, Trajectory
 
 MAX_SIDE = 512
 """Pictures are stored no larger than this, pixels."""
@@ -25,8 +25,6 @@ MAX_MOMENTS = 16
 """Frames stored on top."""
 MAX_BINS = 400
 """Values of a sound's envelope."""
-SAMPLE_RATE = 16_000
-"""Of every sound, samples a second."""
 MAX_SOUND_BYTES = 1_000_000
 """A longer sound is stored as its envelope only."""
 
