@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmrl.demo.task import Task
 from mmrl.demo.zoom_digits import NUM_TRAIN_DIGITS, digits
 
 SIDE, TILE, PARTS, PART_S, FRAME_S = 112, 28, 16, 12, 3
@@ -36,30 +37,23 @@ QUESTION = "Which digit is shown?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BriefDigits:
-    """Makes the rows, the clips and the tiny model; what is there already is kept."""
+class BriefDigits(Task):
+    """Makes the rows, the clips and the tiny model."""
 
-    dir: str
-    """Folder that everything is written to."""
     train: int = 1200
     demonstrations: int = 64
     validation: int = 100
     test: int = 500
     """Rows of each file."""
 
-    def prepare(self, seed: int) -> None:
-        """Write the rows, the same for every seed, and the random model of this seed."""
-        root = Path(self.dir)
-        done = root / "settings.json"
-        settings = json.dumps(asdict(self), indent=1)
-        if not done.exists() or done.read_text() != settings:
-            for number, name in enumerate(("demonstrations", "train", "validation", "test")):
-                self._write_rows(root, name, number)
-            done.write_text(settings)
-        if not (root / f"model-{seed}" / "config.json").exists():
-            write_model(root / f"model-{seed}", seed)
+    def write_model(self, path: Path, seed: int) -> None:
+        write_model(path, seed)
 
-    def _write_rows(self, root: Path, name: str, number: int) -> None:
+    def write_rows(self, root: Path) -> None:
+        for number, name in enumerate(("demonstrations", "train", "validation", "test")):
+            self._write_file(root, name, number)
+
+    def _write_file(self, root: Path, name: str, number: int) -> None:
         """The rows of a file and their clips, in a folder of its name."""
         rng = np.random.default_rng([2028, number])
         part = slice(NUM_TRAIN_DIGITS) if name in ("train", "demonstrations") else slice(NUM_TRAIN_DIGITS, None)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mmrl.demo.task import Task
 
 RATE = 8000
 """Samples per second of the files."""
@@ -31,31 +33,24 @@ QUESTION = "Which keys are pressed?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DialTones:
-    """Makes the rows, the clips and the tiny model; what is there already is kept."""
+class DialTones(Task):
+    """Makes the rows, the clips and the tiny model."""
 
-    dir: str
-    """Folder that everything is written to."""
     train: int = 3000
     demonstrations: int = 1600
     validation: int = 200
     test: int = 1000
     """Rows of each file."""
 
-    def prepare(self, seed: int) -> None:
-        """Write the rows, the same for every seed, and the random model of this seed."""
-        root = Path(self.dir)
-        done = root / "settings.json"
-        settings = json.dumps(asdict(self), indent=1)
-        if not done.exists() or done.read_text() != settings:
-            for number, name in enumerate(("demonstrations", "train", "validation", "test")):
-                write_rows(root, name, getattr(self, name), np.random.default_rng([2027, number]))
-            done.write_text(settings)
-        if not (root / f"model-{seed}" / "config.json").exists():
-            write_model(root / f"model-{seed}", seed)
+    def write_model(self, path: Path, seed: int) -> None:
+        write_model(path, seed)
+
+    def write_rows(self, root: Path) -> None:
+        for number, name in enumerate(("demonstrations", "train", "validation", "test")):
+            write_file(root, name, getattr(self, name), np.random.default_rng([2027, number]))
 
 
-def write_rows(root: Path, name: str, count: int, rng: np.random.Generator) -> None:
+def write_file(root: Path, name: str, count: int, rng: np.random.Generator) -> None:
     """The rows of a file and their clips, in a folder of its name."""
     import soundfile
 

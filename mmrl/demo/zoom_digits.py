@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from mmrl.demo.task import Task
 
 CANVAS, GRID, FRAME, BORDER, PLATE, DIGIT = 448, 4, 88, 16, 16, 12
 """Sides in pixels: the canvas, a frame and its border, the plate that the digit stands on, the digit; GRID counts."""
@@ -30,11 +32,9 @@ QUESTION = "Which digit is in the red frame?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ZoomDigits:
-    """Makes the rows, the canvases and the tiny model; what is there already is kept."""
+class ZoomDigits(Task):
+    """Makes the rows, the canvases and the tiny model."""
 
-    dir: str
-    """Folder that everything is written to."""
     train: int = 3000
     demonstrations: int = 1600
     validation: int = 200
@@ -45,18 +45,10 @@ class ZoomDigits:
     direct_share: float = 0.1
     """Share of demonstrations that answer at once, without tools."""
 
-    def prepare(self, seed: int) -> None:
-        """Write the rows, the same for every seed, and the random model of this seed."""
-        root = Path(self.dir)
-        done = root / "settings.json"
-        settings = json.dumps(asdict(self), indent=1)
-        if not done.exists() or done.read_text() != settings:
-            self._write_rows(root)
-            done.write_text(settings)
-        if not (root / f"model-{seed}" / "config.json").exists():
-            write_model(root / f"model-{seed}", seed)
+    def write_model(self, path: Path, seed: int) -> None:
+        write_model(path, seed)
 
-    def _write_rows(self, root: Path) -> None:
+    def write_rows(self, root: Path) -> None:
         ink, labels = digits()
         seen, held_out = slice(NUM_TRAIN_DIGITS), slice(NUM_TRAIN_DIGITS, None)
         files = (
