@@ -96,7 +96,6 @@ class Dataset:
         media_root: folder that media lie in; by default the file's.
         limit: rows used, from the start of the file.
         tell: is told which format was chosen.
-        fits: raises ValueError for a row that the model cannot be given.
     """
 
     def __init__(
@@ -109,11 +108,10 @@ class Dataset:
         media_root: str | None = None,
         limit: int | None = None,
         tell: Callable[[str], None] = lambda line: None,
-        fits: Callable[[Loaded], object] = lambda loaded: None,
     ) -> None:
         samples, errors = read_rows(path, format=format, media_root=media_root, tell=tell)
         self.samples: Sequence[Sample] = samples[:limit]
-        self.media, self.bad, self.fits = media, bad, fits
+        self.media, self.bad = media, bad
         self.path, self.num_rows = str(path), len(samples) + len(errors)
         for error in errors:
             bad.add(error, self.path, self.num_rows)
@@ -126,10 +124,8 @@ class Dataset:
     def load(self, index: int, media: MediaLoader | None = None) -> Loaded | None:
         """The row with its media, or None for a row that cannot be used: it is counted and told."""
         try:
-            loaded = load_sample(self.samples[index], media or self.media)
-            self.fits(loaded)
-            return loaded
-        except (MediaError, DataError, ValueError) as error:
+            return load_sample(self.samples[index], media or self.media)
+        except (MediaError, DataError) as error:
             self.refuse(index, str(error))
             return None
 

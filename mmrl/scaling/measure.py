@@ -8,9 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmrl.cache.media import MediaLoader
-from mmrl.data.dataset import Loaded, RowSource
+from mmrl.data.dataset import RowSource
 from mmrl.report.progress import Progress
 from mmrl.report.store import Decode, RunStore
+from mmrl.rollout.episode import Prompt
 from mmrl.scaling.closer import closer
 from mmrl.scaling.run import Outcome, Solver
 from mmrl.scaling.strategy import Fields, Strategy
@@ -56,12 +57,13 @@ def _measure(
     features.clear()
     before = features.encoded
 
-    def load(number: int, fields: Fields) -> Loaded | None:
-        return dataset.load(number, MediaLoader(closer(session.media.processors, fields), session.media.cache))
+    def ready(number: int, fields: Fields) -> Prompt | None:
+        media = MediaLoader(closer(session.media.processors, fields), session.media.cache)
+        return session.prompt(dataset, number, media=media)
 
     solver = Solver(
         runner=session.runner,
-        load=load,
+        ready=ready,
         seed=session.seed("test_time"),
         batch_size=session.config.rollout.batch_size,
         keep=keep,

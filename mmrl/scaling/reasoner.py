@@ -12,9 +12,10 @@ from PIL.Image import Image
 
 from mmrl.cache.media import MediaLoader
 from mmrl.config import Plugin, RunConfig
-from mmrl.data.dataset import Loaded, load_sample
+from mmrl.data.dataset import load_sample
 from mmrl.errors import DataError
 from mmrl.protocols import Processor, Tool
+from mmrl.rollout.episode import Prompt
 from mmrl.rollout.runner import Runner
 from mmrl.scaling.closer import closer
 from mmrl.scaling.named import build_strategy
@@ -149,10 +150,14 @@ class Reasoner:
         elif fields:
             raise TypeError("fields are for a strategy that is named; this one is built already")
 
-        def load(number: int, looked: Fields) -> Loaded:
-            return load_sample(sample, MediaLoader(closer(self.processors, looked)))
+        def ready(number: int, looked: Fields) -> Prompt:
+            loaded = load_sample(sample, MediaLoader(closer(self.processors, looked)))
+            try:
+                return self.runner.prompt(loaded, number)
+            except ValueError as error:  # a kind of medium, or a size, that the model does not take
+                raise DataError(f"question: {error}") from None
 
-        solver = Solver(runner=self.runner, load=load, seed=self.seed, batch_size=self.batch_size)
+        solver = Solver(runner=self.runner, ready=ready, seed=self.seed, batch_size=self.batch_size)
         (outcome,) = solver.solve(1, strategy)
         return Answer(
             answer=outcome.answer,

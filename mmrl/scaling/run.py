@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mmrl.data.dataset import Loaded
-from mmrl.errors import ConfigError, DataError
+from mmrl.errors import ConfigError
 from mmrl.protocols import RewardContext
 from mmrl.rollout.episode import Prompt, Sampling
 from mmrl.rollout.runner import Runner
@@ -22,8 +21,9 @@ from mmrl.scaling.strategy import Fields, Look, Round, Strategy, frames_shown
 from mmrl.scoring import WeightedReward
 from mmrl.types import Group, Sample, Score, Trajectory
 
-Load = Callable[[int, Fields], Loaded | None]
-"""load(number, fields): a question, its media loaded by processors with these fields; None where it cannot be used."""
+Ready = Callable[[int, Fields], Prompt | None]
+"""ready(number, fields): a question made ready, its media loaded by processors with these fields; None where it cannot
+be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Solver:
     """What stays the same from strategy to strategy."""
 
     runner: Runner
-    load: Load
+    ready: Ready
     seed: int
     batch_size: int
     """Episodes played at once; for each look of a strategy, media of about as many questions as that takes are held."""
@@ -109,18 +109,12 @@ class Solver:
     def _play(self, batch: Sequence[_Question]) -> dict[int, Group]:
         """One group for each question that can be used."""
         look, wants = batch[0].next, batch[0].wants
-        loaded = [(question.number, self.load(question.number, look.media)) for question in batch]
-        prompts = [self._prompt(row, number) for number, row in loaded if row is not None]
+        made = [self.ready(question.number, look.media) for question in batch]
+        prompts = [prompt for prompt in made if prompt is not None]
         sampling = Sampling(temperature=look.temperatures, seed=derive_seed(self.seed, *wants))
         context = RewardContext(step=0, space=self.runner.family.space)
         groups = asyncio.run(self.runner.play(prompts, len(look.temperatures), sampling, self.rewards, context))
         return {prompt.row: group for prompt, group in zip(prompts, groups, strict=True)}
-
-    def _prompt(self, row: Loaded, number: int) -> Prompt:
-        try:
-            return self.runner.prompt(row, number)
-        except ValueError as error:  # a kind of medium, or a size, that the model does not take
-            raise DataError(f"{row.sample.where or 'question'}: {error}") from None
 
 
 class _Question:

@@ -28,9 +28,11 @@ def evaluate(
     groups: list[Group] = []
     size = session.config.rollout.batch_size
     for start in range(0, len(dataset), size):
-        rows = [row for row in map(dataset.load, range(start, min(start + size, len(dataset)))) if row]
+        part = range(start, min(start + size, len(dataset)))
+        prompts = [session.prompt(dataset, index, use_tools=use_tools) for index in part]
+        usable = [prompt for prompt in prompts if prompt]
         sampling = Sampling(temperature=0.0, seed=session.seed("evaluate", start))
-        played = session.play(rows, group_size=1, sampling=sampling, use_tools=use_tools, on_group=on_group)
+        played = session.play(usable, group_size=1, sampling=sampling, on_group=on_group)
         groups += [_without_media(group) for group in played]
     return {"rows": float(len(groups)), **group_metrics(groups)}
 

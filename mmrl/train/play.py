@@ -34,9 +34,10 @@ def rollout(
     source = rows or _held_out(config)
     with _session(config, "rollout", checkpoint) as (session, store, progress):
         dataset = session.dataset(source, limit)
-        loaded = [row for row in map(dataset.load, range(len(dataset))) if row]
+        prompts = [session.prompt(dataset, index) for index in range(len(dataset))]
+        usable = [prompt for prompt in prompts if prompt]
         sampling = Sampling(temperature=temperature, seed=session.seed("rollout"))
-        for group in session.play(loaded, group_size=group_size, sampling=sampling):
+        for group in session.play(usable, group_size=group_size, sampling=sampling):
             store.log_group("rollout", 0, "rollout", group, session.checkpoint.family.decode)
             for line in describe(group):
                 progress.print(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,13 +15,13 @@ from mmrl.adapt.tools import build_tool
 from mmrl.cache.features import FeatureCache
 from mmrl.cache.media import SHARED, MediaLoader
 from mmrl.config import RowsFile, RunConfig
-from mmrl.data.dataset import BadRows, Dataset, Loaded, Mixture, RowSource, build_processors
+from mmrl.data.dataset import BadRows, Dataset, Mixture, RowSource, build_processors
 from mmrl.models.fitting import fitted
 from mmrl.models.load import Checkpoint, load_checkpoint
 from mmrl.protocols import Processor, RewardContext
 from mmrl.resolve import build
 from mmrl.rollout.engine_hf import HFEngine
-from mmrl.rollout.episode import Limits, Rules, Sampling
+from mmrl.rollout.episode import Limits, Prompt, Rules, Sampling
 from mmrl.rollout.runner import Runner
 from mmrl.rollout.script import Step
 from mmrl.rollout.seeds import derive_seed
@@ -59,7 +59,6 @@ class Session:
                 media_root=file.media_root,
                 limit=limit,
                 tell=self.tell,
-                fits=lambda loaded: self.runner.prompt(loaded, 0),
             )
         return self.datasets[key]
 
@@ -74,18 +73,34 @@ class Session:
     def weights_changed(self, *, vision: bool) -> None:
         self.runner.engine.weights_changed(vision=vision)
 
+    def prompt(
+        self, rows: RowSource, index: int, *, media: MediaLoader | None = None, use_tools: bool = True
+    ) -> Prompt | None:
+        """A row made ready for its group, or None for one that cannot be used: it is counted and told.
+
+        Args:
+            media: loads the row's media, where it is to be looked at in another way than the run's own.
+        """
+        loaded = rows.load(index, media)
+        if loaded is None:
+            return None
+        try:
+            return self.runner.prompt(loaded, index, use_tools=use_tools)
+        except ValueError as error:  # a kind of medium, or a size, that the model does not take
+            rows.refuse(index, str(error))
+            return None
+
     def play(
         self,
-        rows: Sequence[Loaded],
+        prompts: Sequence[Prompt],
         *,
         group_size: int,
         sampling: Sampling,
         step: int = 0,
-        use_tools: bool = True,
         on_group: Callable[[Group], None] = lambda group: None,
     ) -> list[Group]:
-        """Rollouts of `rows`, scored; one group each, in order."""
-        prompts = [self.runner.prompt(row, number, use_tools=use_tools) for number, row in enumerate(rows)]
+        """Rollouts of `prompts`, scored; one group each, in order."""
+        prompts = [replace(prompt, row=place) for place, prompt in enumerate(prompts)]
         context = RewardContext(step=step, space=self.runner.family.space)
         return asyncio.run(self.runner.play(prompts, group_size, sampling, self.rewards, context, on_group))
 

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,12 +18,11 @@ from mmrl.algo.aggregate import coefficients
 from mmrl.algo.loss import GrpoLoss, SftLoss
 from mmrl.cache.media import size
 from mmrl.config import GrpoStage, SftStage, stage_name
-from mmrl.data.dataset import Loaded
 from mmrl.data.sampler import Sampler
 from mmrl.errors import DataError
 from mmrl.protocols import LossInputs, LossTerms
 from mmrl.rollout.demonstrate import Demonstrator
-from mmrl.rollout.episode import Sampling
+from mmrl.rollout.episode import Prompt, Sampling
 from mmrl.train.engine import TorchEngine, target_starts
 from mmrl.train.metrics import group_metrics, mean
 from mmrl.train.rows import build_row, sampled_logprobs
@@ -80,10 +80,10 @@ class Sft:
         if index in self.examples:
             self.examples.move_to_end(index)
             return self.examples[index]
-        loaded = self.dataset.load(index)
-        if loaded is None:
+        prompt = self.session.prompt(self.dataset, index)
+        if prompt is None:
             return None
-        trajectory = demonstrate(self.session, loaded)
+        trajectory = demonstrate(self.session, prompt)
         if trajectory.stop is not StopReason.ANSWERED:
             self.dataset.refuse(index, f"the demonstration is not played to its answer: {ending(trajectory)}")
             return None
@@ -119,13 +119,13 @@ class Grpo:
         return metrics | {"seconds/rollout": rollout_seconds}
 
     def _rollouts(self, number: int, on_group: OnGroup) -> list[Group]:
-        rows = draw(self.sampler, self.config.prompts_per_step, self.dataset.load)
+        prompts = draw(self.sampler, self.config.prompts_per_step, partial(self.session.prompt, self.dataset))
         sampling = Sampling(
             temperature=self.engine.temperature,
             seed=self.session.seed(stage_name(self.config), "rollout", number),
         )
         return self.session.play(
-            rows, group_size=self.config.group_size, sampling=sampling, step=number, on_group=on_group
+            prompts, group_size=self.config.group_size, sampling=sampling, step=number, on_group=on_group
         )
 
     def _update(self, groups: Sequence[Group], number: int) -> Metrics:
@@ -245,11 +245,10 @@ def draw(sampler: Sampler, count: int, load: Callable[[int], T | None]) -> list[
     raise DataError("too few usable rows to fill a batch; see data_errors.jsonl")
 
 
-def demonstrate(session: Session, loaded: Loaded) -> Trajectory:
+def demonstrate(session: Session, prompt: Prompt) -> Trajectory:
     """The row's demonstration, played through the episode loop."""
     runner = session.runner
-    prompt = runner.prompt(loaded, 0)
-    engine = Demonstrator(loaded.sample.demonstration, runner.family, runner.tools)
+    engine = Demonstrator(prompt.sample.demonstration, runner.family, runner.tools)
     episode = runner.episode(prompt, 0, Sampling(temperature=0.0, seed=0), engine)
     return asyncio.run(episode.run())
 

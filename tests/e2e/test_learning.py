@@ -124,7 +124,7 @@ def test_rows_that_cannot_be_used_are_replaced_by_the_next_ones(start):
 def test_a_batch_of_rollouts_repeats_to_the_bit(start):
     session, _, _ = start(1, *GRPO)
     dataset = session.dataset("data/zoom_digits_debug/test.jsonl")
-    rows = [dataset.load(index) for index in range(4)]
+    rows = [session.prompt(dataset, index) for index in range(4)]
     sampling = Sampling(temperature=1.0, seed=3)
     first, second = (session.play(rows, group_size=4, sampling=sampling) for _ in range(2))
     assert [t.segments for g in first for t in g.trajectories] == [t.segments for g in second for t in g.trajectories]

@@ -106,7 +106,7 @@ def test_every_tool_and_modality_appears_in_the_report(session):
     store.clear()
     (store.path / "config.yaml").write_text("name: modalities\n")
     for name in ROWS:
-        trajectory = demonstrate(session, session.dataset(f"{name}.jsonl").load(0))
+        trajectory = demonstrate(session, session.prompt(session.dataset(f"{name}.jsonl"), 0))
         assert trajectory.answer == "7", trajectory.turns[-1]
         group = Group(sample=session.dataset(f"{name}.jsonl").load(0).sample, trajectories=(trajectory,))
         store.write_groups(name, [group], session.checkpoint.family.decode)
@@ -151,8 +151,8 @@ def test_a_span_that_was_asked_for_is_scored(session):
     from mmrl.protocols import RewardContext
     from mmrl.scoring import score_group
 
-    loaded = session.dataset("video.jsonl").load(0)
-    group = Group(sample=loaded.sample, trajectories=(demonstrate(session, loaded),))
+    prompt = session.prompt(session.dataset("video.jsonl"), 0)
+    group = Group(sample=prompt.sample, trajectories=(demonstrate(session, prompt),))
     (trajectory,) = asyncio.run(score_group(group, session.rewards, RewardContext(step=0))).trajectories
     assert trajectory.scores["span"].value == pytest.approx(9 / 48)
     assert trajectory.scores["accuracy"].value == 1

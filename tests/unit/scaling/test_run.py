@@ -36,7 +36,11 @@ def differing(round_):
 
 
 def solver(runner, load, **options):
-    return Solver(runner=runner, load=load, seed=7, **({"batch_size": 64} | options))
+    def ready(number, fields):
+        row = load(number, fields)
+        return row and runner.prompt(row, number)
+
+    return Solver(runner=runner, ready=ready, seed=7, **({"batch_size": 64} | options))
 
 
 def played(outcomes):
