@@ -182,7 +182,7 @@ def check_data(
             begin=lambda rows: progress.stage("check", rows),
             update=progress.update,
         )
-    write_report(found, loaded, json_file)
+    write_report(found, json_file)
     raise typer.Exit(1 if found.problems or not found.rows else 0)
 
 

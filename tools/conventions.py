@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -47,8 +47,15 @@ class Indexed:
 
     def pick(self, kind: MediaKind, arguments: Mapping[str, Any], state: ToolState) -> tuple[Media, int]:
         """(medium, its number) that a call means."""
+        media = [medium for medium in state.media if medium.kind == kind]
+        if not media:
+            raise ToolError(f"there is no {kind} to look at")
+        last = self.index_base + len(media) - 1
         number = arguments.get(self.index_key, self.unnamed) if self.index_key else self.unnamed
-        return pick(kind, number, state, base=self.index_base)
+        number = last if number is None else number
+        if not self.index_base <= number <= last:
+            raise ToolError(f"{kind} must be between {self.index_base} and {last}")
+        return media[number - self.index_base], number
 
 
 @cache
@@ -67,18 +74,6 @@ def arguments_model(index_key: str | None, index: int | None, label_key: str | N
     if label_key:
         made[label_key] = (Annotated[str, Field(max_length=200)], Field(default="", description="what is looked at"))
     return create_model("Arguments", __config__=ConfigDict(extra="forbid", frozen=True), **made)
-
-
-def pick(kind: MediaKind, number: int | None, state: ToolState, *, base: int) -> tuple[Media, int]:
-    """(medium, its number) among those of a kind, numbered from `base`; None is the latest."""
-    media = [medium for medium in state.media if medium.kind == kind]
-    if not media:
-        raise ToolError(f"there is no {kind} to look at")
-    if number is None:
-        number = base + len(media) - 1
-    if not base <= number < base + len(media):
-        raise ToolError(f"{kind} must be between {base} and {base + len(media) - 1}")
-    return media[number - base], number
 
 
 def spoken_space(name: SpaceName, state: ToolState) -> CoordinateSpace:
@@ -108,8 +103,3 @@ def cut(start: float, end: float, medium: Media, *, shortest_s: float) -> TimeSp
             f"and be at least {shortest_s:g} seconds long"
         )
     return (start, end)
-
-
-def in_order(times: Sequence[float]) -> tuple[float, ...]:
-    """Distinct times, earliest first."""
-    return tuple(sorted(set(times)))

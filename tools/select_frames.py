@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, StrictInt
 from mmrl.errors import MediaError
 from mmrl.processors.video import Video
 from mmrl.protocols import Observation, ToolError, ToolState
-from mmrl.tools.conventions import Indexed, Positive, arguments_model, in_order
+from mmrl.tools.conventions import Indexed, Positive, arguments_model
 from mmrl.types import Region
 
 
@@ -45,7 +45,7 @@ class SelectFrames(Indexed):
         last = self.index_base + len(video.times) - 1
         if not all(self.index_base <= frame <= last for frame in values[self.frames_key]):
             raise ToolError(f"{self.frames_key} must lie between {self.index_base} and {last}")
-        times = in_order([video.times[frame - self.index_base] for frame in values[self.frames_key]])
+        times = tuple(sorted({video.times[frame - self.index_base] for frame in values[self.frames_key]}))
         if video.source is None:
             raise ToolError("this video has no file to look closer at")
         try:

@@ -22,7 +22,7 @@ import math
 import re
 import threading
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -40,8 +40,10 @@ from pydantic import (
 )
 from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException, get_json_schema
 
+from mmrl.config import Plugin
 from mmrl.errors import ConfigError, MediaError
-from mmrl.protocols import Observation, Processor, Tool, ToolError, ToolState
+from mmrl.models.fitting import fitted
+from mmrl.protocols import ModelFamily, Observation, Processor, Tool, ToolError, ToolState
 from mmrl.resolve import build, construct, import_object
 from mmrl.types import Media, MediaRef
 
@@ -93,10 +95,6 @@ class FunctionTool:
     """Decides how an image that the function returns is shown."""
     timeout_s: float
 
-    def spoken(self, arguments: dict[str, Any], state: ToolState) -> dict[str, Any]:
-        """What a row demonstrates is what the model would write: the meaning of the arguments is not known here."""
-        return arguments
-
     async def run(self, arguments: Arguments, state: ToolState) -> Observation:
         """ToolError for anything that the function raises."""
         named = {str(field.alias): getattr(arguments, name) for name, field in type(arguments).model_fields.items()}
@@ -138,6 +136,14 @@ class FunctionTool:
         picture.save(file, "PNG", compress_level=1)
         media = self.image.load(MediaRef(kind="image", data=file.getvalue()))
         return replace(media, label=f"image from {self.name}")
+
+
+def build_tools(plugins: Sequence[Plugin], image: Processor, family: ModelFamily) -> tuple[Tool, ...]:
+    """The `episode.tools` of a configuration, which show pictures at sizes that the family's tower takes."""
+    return tuple(
+        fitted(build_tool(plugin.use, plugin.fields, f"episode.tools.{number}", image), plugin.fields, family)
+        for number, plugin in enumerate(plugins)
+    )
 
 
 def build_tool(use: str, fields: Mapping[str, Any], where: str, image: Processor) -> Tool:

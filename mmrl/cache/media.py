@@ -40,19 +40,18 @@ class MediaCache:
             if key in self._media:
                 self._media.move_to_end(key)
                 return self._media[key]
-            loading = self._loading.get(key)
-            mine = self._loading.setdefault(key, Future()) if loading is None else None
-        if mine is None:
-            assert loading is not None
+            is_first = key not in self._loading
+            loading = self._loading.setdefault(key, Future())
+        if not is_first:
             return loading.result()
         try:
             found = processor.load(ref)
         except BaseException as error:
             self._finish(key)
-            mine.set_exception(error)
+            loading.set_exception(error)
             raise
         self._finish(key, found)
-        mine.set_result(found)
+        loading.set_result(found)
         return found
 
     def _finish(self, key: Key, found: Media | None = None) -> None:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.adapt.rewards import build_rewards
+from mmrl.boxes import valid_box, was_clipped
 from mmrl.cache.media import MediaLoader
 from mmrl.config import DataSection, RowsFile, RunConfig
 from mmrl.data.dataset import Loaded, build_processors, load_sample
 from mmrl.data.dry_run import GoldScore, score_gold
 from mmrl.data.rows import read_rows
 from mmrl.errors import DataError, MediaError
-from mmrl.protocols import ModelFamily, RewardContext
-from mmrl.types import Media, Message, Sample
+from mmrl.protocols import ModelFamily, Processor, RewardContext
+from mmrl.types import Media, Message, Sample, Tokens
 
+Encode = Callable[[Loaded], Tokens]
 SAME = 1e-6
 """Scores that differ by less are equal."""
 SHOWN = 20
@@ -34,7 +36,7 @@ class Problem:
 
     row: int
     kind: str
-    """row, media, gold, or "reward NAME"."""
+    """row, media, model (it cannot be given the row), gold, or "reward NAME"."""
     error: str
 
 
@@ -47,6 +49,8 @@ class Report:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     example: Loaded | None
+    prompt_tokens: int | None
+    """Of the example, system text and tools included; None where no local model is configured."""
 
     @property
     def bad(self) -> int:
@@ -79,39 +83,55 @@ def check_file(
     """Check every row. DataError where the file as a whole cannot be read.
 
     Args:
-        config: gives processors and rewards; without it, the default processors and no rewards.
+        config: gives processors, rewards and, where it is a local folder, the model; without it, the default
+            processors and nothing else.
         begin, update: are told how many rows there are, and how many are done.
     """
     samples, errors = read_rows(file.path, format=file.format, media_root=file.media_root, tell=tell)
     problems = [_unreadable(error, file.path) for error in errors]
-    section = config.data if config else DataSection()
-    cache = MediaLoader(build_processors(section))
+    family = _family(config) if config and Path(config.model_path).is_dir() else None
+    processors = build_processors(config.data if config else DataSection(), family)
+    loader = MediaLoader(processors)
+    encode = _encoder(config, family, processors["image"]) if config and family else None
     rewards = build_rewards(config.rewards) if config else ()
     answer_form = config.episode.answer if config else "tag"
+    context = RewardContext(step=0, space=family.space) if family else RewardContext(step=0)
     scores: dict[int, dict[str, GoldScore]] = {}
-    example = None
+    example, clipped = None, 0
     begin(len(samples))
     with asyncio.Runner() as runner:
         for done, sample in enumerate(samples, 1):
-            found = _load(sample, cache, file.path)
+            found = _load(sample, loader, encode, file.path)
             if isinstance(found, Problem):
                 problems.append(found)
             else:
                 row = _number(sample.where, file.path)
-                scores[row] = runner.run(score_gold(found, rewards, RewardContext(step=0), answer_form))
+                scores[row] = runner.run(score_gold(found, rewards, context, answer_form))
                 example = example or found
+                clipped += reaches_out(found)
             update(done)
     notes, unscored = judge(scores, [term.name for term in rewards])
     problems = sorted([*problems, *unscored], key=lambda problem: problem.row)
     if not samples and not errors:
         notes.append("the file holds no row")
+    if clipped:
+        notes.append(f"gold boxes of {clipped} row(s) reach out of their image: are they in pixels of the file?")
     return Report(
         file=file.path,
         rows=len(samples) + len(errors),
         problems=tuple(problems),
         notes=tuple(notes),
         example=example,
+        prompt_tokens=len(encode(example).ids) if encode and example else None,
     )
+
+
+def reaches_out(loaded: Loaded) -> bool:
+    """Whether a gold box is partly outside of its image."""
+    gold = loaded.sample.gold
+    boxes = [*gold.boxes, *(box for _, box in gold.track)]
+    insides = [valid_box(box, loaded.media[0].frame.original)[0] for box in boxes]
+    return any(inside and was_clipped(box, inside) for box, inside in zip(boxes, insides, strict=True))
 
 
 def judge(scores: dict[int, dict[str, GoldScore]], names: Sequence[str]) -> tuple[list[str], list[Problem]]:
@@ -166,29 +186,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text)
 
 
-def prompt_tokens(config: RunConfig, loaded: Loaded) -> int | None:
-    """Tokens of the prompt, system text and tools included; None where the model is not a local folder."""
-    if not Path(config.model_path).is_dir():
-        return None
-    from mmrl.adapt.tools import build_tool
-    from mmrl.rollout.runner import encode_prompt
-
-    image = build_processors(config.data)["image"]
-    tools = [
-        build_tool(plugin.use, plugin.fields, f"episode.tools.{number}", image)
-        for number, plugin in enumerate(config.episode.tools)
-    ]
-    scripted = {step.tool for step in config.episode.script}
-    return len(encode_prompt(loaded, _family(config), tools, scripted, config.episode.system).ids)
-
-
-def write_report(report: Report, config: RunConfig | None, json_file: Path | None) -> None:
+def write_report(report: Report, json_file: Path | None) -> None:
     """Print what was found, and write all of it to `json_file`."""
     if report.example is not None:
         print(f"\n{report.example.sample.where}, as the model gets it:")
         print("\n".join(f"  {line}" for line in render(report.example)))
-        tokens = prompt_tokens(config, report.example) if config else None
-        print("" if tokens is None else f"  prompt: {tokens} tokens\n")
+        print("" if report.prompt_tokens is None else f"  prompt: {report.prompt_tokens} tokens\n")
     for problem in report.problems[:SHOWN]:
         print(f"row {problem.row}: {problem.kind}: {printable(problem.error)}")
     if len(report.problems) > SHOWN:
@@ -213,9 +216,24 @@ def _family(config: RunConfig) -> ModelFamily:
     return kind.family.from_config(getattr(own, "thinker_config", own), processor)
 
 
-def _load(sample: Sample, cache: MediaLoader, path: str) -> Loaded | Problem:
+def _encoder(config: RunConfig, family: ModelFamily, image: Processor) -> Encode:
+    """Encodes a row's prompt as a run does."""
+    from mmrl.adapt.tools import build_tools
+    from mmrl.rollout.runner import encode_prompt
+
+    tools = build_tools(config.episode.tools, image, family)
+    scripted = {step.tool for step in config.episode.script}
+    return lambda loaded: encode_prompt(loaded, family, tools, scripted, config.episode.system)
+
+
+def _load(sample: Sample, loader: MediaLoader, encode: Encode | None, path: str) -> Loaded | Problem:
     try:
-        return load_sample(sample, cache)
+        loaded = load_sample(sample, loader)
+        if encode is not None:
+            encode(loaded)
+        return loaded
+    except ValueError as error:
+        return Problem(row=_number(sample.where, path), kind="model", error=str(error))
     except MediaError as error:
         return Problem(row=_number(sample.where, path), kind="media", error=str(error))
     except DataError as error:

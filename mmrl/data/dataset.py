@@ -18,7 +18,8 @@ from mmrl.data.prompt import KINDS
 from mmrl.data.rows import read_rows
 from mmrl.data.sampler import Sampler
 from mmrl.errors import DataError, MediaError
-from mmrl.protocols import Processor
+from mmrl.models.fitting import fitted
+from mmrl.protocols import ModelFamily, Processor
 from mmrl.report.store import append_line, encode, read_lines, write_atomic
 from mmrl.resolve import build
 from mmrl.types import Media, MediaKind, Sample
@@ -68,10 +69,14 @@ class BadRows:
             )
 
 
-def build_processors(section: DataSection) -> dict[MediaKind, Processor]:
-    """What loads each kind of medium, as configured."""
-    plugins: dict[MediaKind, Plugin] = {kind: getattr(section, kind) for kind in KINDS}
-    return {kind: build(plugin.use, plugin.fields, f"data.{kind}") for kind, plugin in plugins.items()}
+def build_processors(section: DataSection, family: ModelFamily | None) -> dict[MediaKind, Processor]:
+    """What loads each kind of medium, as configured, at sizes that the family's tower takes."""
+    processors: dict[MediaKind, Processor] = {}
+    for kind in KINDS:
+        plugin: Plugin = getattr(section, kind)
+        processor = build(plugin.use, plugin.fields, f"data.{kind}")
+        processors[kind] = fitted(processor, plugin.fields, family) if family else processor
+    return processors
 
 
 class RowSource(Protocol):

@@ -105,7 +105,7 @@ def _check_places(gold: Gold, size: Size) -> None:
     for key, one in boxes:
         inside, reason = valid_box(one, size)
         if inside is None:
-            raise DataError(f"{key}: gold {reason} of {size}; correct the row")
+            raise DataError(f"{key}: unusable gold: {reason} of {size}; correct the row")
     for number, (x, y) in enumerate(gold.points):
         if not (0 <= x <= size[0] and 0 <= y <= size[1]):
             raise DataError(f"points.{number}: gold point ({x:g}, {y:g}) lies outside the image of {size}")

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 
 from mmrl.adapt.rewards import build_rewards
-from mmrl.adapt.tools import build_tool
+from mmrl.adapt.tools import build_tools
 from mmrl.cache.features import FeatureCache
 from mmrl.cache.media import SHARED, MediaLoader
 from mmrl.config import RowsFile, RunConfig
 from mmrl.data.dataset import BadRows, Dataset, Mixture, RowSource, build_processors
-from mmrl.models.fitting import fitted
 from mmrl.models.load import Checkpoint, load_checkpoint
 from mmrl.protocols import Processor, RewardContext
 from mmrl.resolve import build
@@ -126,10 +125,7 @@ def open_session(
     checkpoint = load_checkpoint(
         model_path or config.model_path, family=section.family, dtype=section.dtype, device=section.device
     )
-    processors = {
-        kind: fitted(processor, getattr(config.data, kind).fields, checkpoint.family)
-        for kind, processor in build_processors(config.data).items()
-    }
+    processors = build_processors(config.data, checkpoint.family)
     return Session(
         config=config,
         checkpoint=checkpoint,
@@ -166,14 +162,10 @@ def _runner(config: RunConfig, checkpoint: Checkpoint, image: Processor) -> Runn
         answer_form=episode.answer,
         on_error=episode.on_error,
     )
-    tools = [
-        fitted(build_tool(plugin.use, plugin.fields, f"episode.tools.{number}", image), plugin.fields, family)
-        for number, plugin in enumerate(episode.tools)
-    ]
     return Runner(
         engine=engine,
         family=family,
-        tools=tuple(tools),
+        tools=build_tools(episode.tools, image, family),
         limits=limits,
         rules=rules,
         system=episode.system,

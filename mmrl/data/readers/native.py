@@ -4,7 +4,8 @@
  "answer": "cat", "boxes": [[10, 20, 60, 80]]}
 
 Prompt: `<image>`, `<video>` and `<audio>` stand for the next entry of `images`, `videos` and `audios`. An entry is a
-path, or {"path": ..., "span": [start, end]} for a part of a video or an audio, or, for a video, a list of pictures.
+path, or {"path": ..., "span": [start, end]} for a part of a video or an audio; for a video also {"path": ...,
+"frames": n} for how many of its frames are shown, a list of pictures, or {"pictures": [...], "fps": n}.
 `"use_audio_in_video": true` lets the n-th audio be heard with the n-th video, in place of an `<audio>`; where the row
 has no audios, it is the video's own track. `subtitles` (an .srt or .vtt file, or a list of [start, end, text]) stand
 before the question, one line each; see mmrl/data/subtitles.py for their number.

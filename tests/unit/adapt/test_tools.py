@@ -15,7 +15,7 @@ from mmrl.errors import ConfigError
 from mmrl.models.hermes import schema
 from mmrl.models.space import SeenPixels
 from mmrl.processors.image import Image
-from mmrl.protocols import ToolError, ToolState
+from mmrl.protocols import SpeaksPlaces, ToolError, ToolState
 from mmrl.resolve import import_object
 from mmrl.rollout.toolbox import Toolbox
 from mmrl.types import ToolCall
@@ -301,6 +301,5 @@ def test_a_dataclass_is_built_as_ever():
         build_tool("mmrl.processors.image:Image", {}, "episode.tools.0", PROCESSOR)
 
 
-def test_a_demonstrated_call_is_written_as_it_stands(picture):
-    state = ToolState(media=(picture(0),), space=SeenPixels())
-    assert tool("multiply").spoken({"a": 1, "b": 2}, state) == {"a": 1, "b": 2}
+def test_a_demonstrated_call_is_written_as_it_stands():
+    assert not isinstance(tool("multiply"), SpeaksPlaces)

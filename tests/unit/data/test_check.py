@@ -179,7 +179,7 @@ def test_videos_and_sounds_are_loaded_and_gold_times_compared(check, write_rows,
     ]
     errors = [problem["error"] for problem in check.found["problems"]]
     assert errors[0].startswith("spans.0: gold 1 s to 9 s lies outside the medium's 0 s to 2")
-    assert errors[1] == "track.0: gold the box lies outside the image of (192, 128); correct the row"
+    assert errors[1] == "track.0: unusable gold: the box lies outside the image of (192, 128); correct the row"
     assert errors[3] == "boxes.0: the row has a gold box but no image or video first"
     assert "192 x 128 seen at" in result.output
 
@@ -242,6 +242,29 @@ def test_the_prompt_of_a_local_model_is_counted(check, write_rows, write_png, wr
     step = {"tool": "image_zoom_in_tool", "then": "<media>", "otherwise": "<media>"}
     scripted = write_config(**plain, episode={"tools": [{"use": "mmrl.tools.zoom:Zoom"}], "script": [step]})
     assert f"prompt: {count} tokens" in check(rows, "--config", scripted).output
+
+
+def test_a_row_that_the_configured_model_cannot_be_given_is_a_problem(
+    check, write_rows, write_png, write_config, model_dir, tmp_path
+):
+    """A Qwen2.5-VL takes no audio."""
+    import soundfile
+
+    write_png("a.png", 56, 56)
+    soundfile.write(tmp_path / "a.wav", [0.1] * 16000, 16000)
+    heard = {"messages": [{"role": "user", "content": "<audio>What?"}], "audios": ["a.wav"], "answer": "7"}
+    rows = write_rows(asked(answer="7"), heard)
+    assert check(rows).exit_code == 0
+    result = check(rows, "--config", write_config(rewards=REWARDS[:1], model=model_dir))
+    assert result.exit_code == 1
+    assert "row 1: model: a.wav: this model takes no audio" in result.output
+
+
+def test_gold_that_reaches_out_of_its_image_is_noted(check, write_rows, write_png):
+    write_png("a.png", 56, 56)
+    result = check(write_rows(asked(boxes=[[10, 10, 600, 50]]), asked(boxes=[[0, 0, 56, 56]])))
+    assert result.exit_code == 0
+    assert "note: gold boxes of 1 row(s) reach out of their image" in result.output
 
 
 def test_an_empty_file_ends_with_1(check, write_rows):

@@ -78,7 +78,7 @@ def test_a_gold_box_outside_the_image_is_a_bad_row(write_rows, write_png, bad, b
     write_png("a.png", 56, 56)
     dataset = opened(write_rows(row(0, "a.png", boxes=[[0, 0, 9, 9], box])), bad)
     assert dataset.load(0) is None
-    assert "boxes.1: gold the box lies outside the image of (56, 56)" in listed(bad)[0]
+    assert "boxes.1: unusable gold: the box lies outside the image of (56, 56)" in listed(bad)[0]
 
 
 def test_a_gold_box_without_an_image_is_a_bad_row(write_rows, bad):
@@ -207,7 +207,7 @@ def test_a_kind_that_nothing_loads_is_a_bad_row_that_names_the_key(write_rows, b
         ({"points": [[-1, 3]]}, "points.0: gold point (-1, 3) lies outside"),
         ({"spans": [[1, 2]]}, "spans: the row has gold times but no video or audio first"),
         ({"track": [[0, [0, 0, 9, 9]]]}, "spans: the row has gold times but no video or audio first"),
-        ({"track": [[0, [60, 0, 90, 9]]]}, "track.0: gold the box lies outside the image"),
+        ({"track": [[0, [60, 0, 90, 9]]]}, "track.0: unusable gold: the box lies outside the image"),
     ],
 )
 def test_gold_that_lies_outside_its_image_is_a_bad_row(write_rows, write_png, bad, gold, error):
@@ -233,7 +233,7 @@ def test_relative_gold_over_1_is_a_bad_row(write_rows, write_png, bad):
     objects = {"bbox": [[10, 20, 50, 90]], "bbox_type": "norm1"}
     rows = write_rows({"messages": [{"role": "user", "content": "?"}], "images": ["a.png"], "objects": objects})
     assert opened(rows, bad).load(0) is None
-    assert "boxes.0: gold the box lies outside the image of (200, 100)" in listed(bad)[0]
+    assert "boxes.0: unusable gold: the box lies outside the image of (200, 100)" in listed(bad)[0]
 
 
 def test_the_format_of_a_file_is_told_once_with_its_reasons(write_rows, bad):
