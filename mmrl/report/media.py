@@ -140,8 +140,8 @@ def _save_sound(folder: Path, medium: Media) -> str | None:
     path = folder / f"{medium.key}.flac"
     if path.exists():
         return f"media/{path.name}"
-    # Lossless compression halves speech at best: twice the bytes need not be tried.
-    if not 0 < 2 * len(medium.data) <= 2 * MAX_SOUND_BYTES:
+    # Two bytes a sample, of which lossless compression leaves half at best: more need not be tried.
+    if not 0 < len(medium.data) <= MAX_SOUND_BYTES:
         return None
     encoded = io.BytesIO()
     soundfile.write(encoded, np.clip(medium.data, -1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
