@@ -143,6 +143,20 @@ def report(
     print(f"Report: {write_report(run, trajectories)}")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Directory of a run, finished or not.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)],
+    checkpoint: Annotated[str, typer.Option(help="last, best, or a folder's name in checkpoints/.")] = "last",
+    adapter: Annotated[bool, typer.Option(help="Only what model.lora trained, in peft's format.")] = False,
+) -> None:
+    """Write a run's model as a folder that transformers and vLLM load; a LoRA adapter is merged into it."""
+    from mmrl.train.export import export
+
+    found = export(run, to, checkpoint=checkpoint, adapter=adapter)
+    print(f"{'Adapter' if adapter else 'Model'} of {found.name}: {to}")
+
+
 @config_app.command("show")
 def show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the whole configuration, defaults and overrides included."""

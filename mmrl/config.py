@@ -84,13 +84,24 @@ def constant(value: float) -> Schedule:
     return Schedule(start=value)
 
 
+class LoraSection(Model):
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    """What an adapter adds is scaled by alpha / rank."""
+    targets: list[str] | None = Field(default=None, min_length=1)
+    """Linear layers that get one: patterns over their names; None is every one of the text model."""
+
+
 class ModelSection(Model):
     path: str
     """Folder of the checkpoint, or its hub id. {seed} stands for the run's seed."""
     family: str | None = None
     """Model family; None reads it from the checkpoint."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights; bfloat16 weights are trained through float32 copies."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    lora: LoraSection | None = None
+    """Train an adapter beside the frozen weights; None trains the weights themselves."""
 
 
 class DataSection(Model):
@@ -104,6 +115,19 @@ class DataSection(Model):
     """Share of unusable rows at which the run stops."""
     cached_bytes: int = Field(default=1 << 30, ge=0)
     """Bytes of decoded media that are kept in memory."""
+    prefetch_steps: int = Field(default=1, ge=0)
+    """Steps whose media are decoded ahead, in the background and within half of cached_bytes; 0 is none."""
+
+
+class CacheSection(Model):
+    memory_bytes: int = Field(default=2 << 30, ge=0)
+    """Bytes of features that are kept in the device's memory."""
+    chunk_tokens: int = Field(default=4096, ge=1)
+    """Tokens that go through a media tower at once."""
+    folder: str | None = None
+    """Folder where features of frozen towers are kept between runs, which may share it; None keeps none on disk."""
+    disk_bytes: int = Field(default=50 << 30, ge=0)
+    """Bytes of features that are kept there."""
 
 
 class RowsFile(Model):
@@ -231,7 +255,9 @@ class StageSection(Model):
     freeze: list[str] = []
     """Parameters that are not, even where `train` names them."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
-    """Padded tokens in one forward."""
+    """Tokens in one forward, shared ones counted once; a row of more, with its siblings, goes alone."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer and compute the layer again in the backward: more time, less memory."""
     validation: ValidationSection | None = None
 
 
@@ -333,6 +359,7 @@ class RunConfig(Model):
     """Steps that make files before the run: objects with prepare(seed)."""
     model: ModelSection
     data: DataSection = DataSection()
+    cache: CacheSection = CacheSection()
     episode: EpisodeSection = EpisodeSection()
     rollout: RolloutSection = RolloutSection()
     rewards: list[RewardSection] = []

@@ -264,6 +264,18 @@ class ModelFamily(Protocol):
         """Pieces that are encoded apart from one another; their features in order are the medium's."""
         ...
 
+    def tower_tokens(self, part: Media) -> int:
+        """Tokens that a part takes in a pass through its tower, padding included."""
+        ...
+
+    def media_settings(self) -> str:
+        """How media are cut and normalised, as text: what features depend on beside the towers."""
+        ...
+
+    def text_model(self, model: Any) -> Any:
+        """The module that `hidden_states` runs."""
+        ...
+
     def towers(self, model: Any) -> list[torch.nn.Module]:
         """The modules that encode media."""
         ...
@@ -275,6 +287,7 @@ class ModelFamily(Protocol):
         mask: torch.Tensor | None,
         cache: Any = None,
         valid_BT: torch.Tensor | None = None,
+        **attention: Any,
     ) -> torch.Tensor:
         """(B, T, D) last hidden states of the text model.
 
@@ -282,6 +295,7 @@ class ModelFamily(Protocol):
             mask: (B, 1, queries, keys), True where attention is allowed; None is plain causal attention.
             cache: transformers Cache that holds the keys of earlier tokens and takes those of these.
             valid_BT: True for real tokens; recurrent layers skip the others.
+            attention: what the attention function takes beside states and mask, e.g. the tree of a packed sequence.
         """
         ...
 

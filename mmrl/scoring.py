@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,9 @@ def score_each(group: Group, score: Callable[[Trajectory, Sample], Score]) -> li
 
 async def score_group(group: Group, rewards: Sequence[WeightedReward], context: RewardContext) -> Group:
     """The group with every trajectory's `scores` and combined `reward`."""
-    columns = {term.name: await _column(term, group, context) for term in rewards}
+    async with asyncio.TaskGroup() as tasks:  # a reward that waits, for a judge or a process, holds up no other
+        running = {term.name: tasks.create_task(_column(term, group, context)) for term in rewards}
+    columns = {name: task.result() for name, task in running.items()}
     weights = {term.name: term.weight(context.step) for term in rewards}
     scored = []
     for number, trajectory in enumerate(group.trajectories):

@@ -50,10 +50,8 @@ class Image:
 def decode(data: bytes, name: str, max_pixels: int) -> np.ndarray:
     """H x W x 3 uint8 in displayed orientation. Nothing is allocated for an image over `max_pixels`."""
     try:
-        with warnings.catch_warnings():
-            # Our own cap, from the header, is stricter than the size at which Pillow warns.
-            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-            image = Pillow.open(io.BytesIO(data), formats=FORMATS)
+        _silence_bomb_warning()
+        image = Pillow.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise MediaError(
                 f"image {name}: {image.width} x {image.height} is over the cap of {max_pixels} pixels; "
@@ -67,6 +65,12 @@ def decode(data: bytes, name: str, max_pixels: int) -> np.ndarray:
         raise
     except Exception as error:  # decoders raise anything on broken bytes: OSError, SyntaxError, struct.error ...
         raise MediaError(f"image {name}: cannot be decoded ({error}); replace the file") from None
+
+
+def _silence_bomb_warning() -> None:
+    """Our own cap, from the header, says more. For good: catch_warnings undoes what other threads do meanwhile."""
+    if all(category is not Pillow.DecompressionBombWarning for _, _, category, *_ in warnings.filters):
+        warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
 
 
 def to_rgb(image: Pillow.Image) -> Pillow.Image:

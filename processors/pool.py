@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,19 +73,22 @@ class Pool:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.idle: list[Worker] = []
+        self.lent: weakref.WeakSet[Worker] = weakref.WeakSet()
 
     def take(self) -> tuple[Worker, bool]:
         """(an idle worker, False) or (a new one, True)."""
         with self.lock:
-            if self.idle:
-                return self.idle.pop(), False
-        worker = Worker()
-        worker.wait_until_ready()
-        return worker, True
+            fresh = not self.idle
+            worker = Worker() if fresh else self.idle.pop()
+            self.lent.add(worker)
+        if fresh:
+            worker.wait_until_ready()
+        return worker, fresh
 
     def give(self, worker: Worker) -> None:
         """Keep a worker for the next call."""
         with self.lock:
+            self.lent.discard(worker)
             if len(self.idle) < MAX_IDLE:
                 self.idle.append(worker)
                 return
@@ -97,17 +101,25 @@ class Pool:
         for worker in idle:
             worker.end(1.0)
 
+    def end(self) -> None:
+        """End all workers. Those at work too: a thread that still waits for one holds up no exit."""
+        self.close()
+        with self.lock:
+            lent = list(self.lent)
+        for worker in lent:
+            worker.process.kill()
+
     def forget(self) -> None:
         """In a forked child: the workers are the parent's."""
         self.lock = threading.Lock()
         for worker in self.idle:
             worker.socket.close()
             worker.process.returncode = 0  # not ours to wait for
-        self.idle = []
+        self.idle, self.lent = [], weakref.WeakSet()
 
 
 POOL = Pool()
-atexit.register(POOL.close)
+atexit.register(POOL.end)
 os.register_at_fork(after_in_child=POOL.forget)
 
 

@@ -22,7 +22,7 @@ from mmrl.models.fitting import fitted
 from mmrl.protocols import ModelFamily, Processor
 from mmrl.report.store import append_line, encode, read_lines, write_atomic
 from mmrl.resolve import build
-from mmrl.types import Media, MediaKind, Sample
+from mmrl.types import Media, MediaKind, MediaRef, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,6 +88,10 @@ class RowSource(Protocol):
         """The row with its media, loaded by `media` where that is given; None for a row that cannot be used."""
         ...
 
+    def refs(self, index: int) -> tuple[MediaRef, ...]:
+        """Where the row's media come from."""
+        ...
+
     def refuse(self, index: int, reason: str) -> None: ...
 
     def sampler(self, seed: int) -> Sampler: ...
@@ -134,6 +138,9 @@ class Dataset:
             self.refuse(index, str(error))
             return None
 
+    def refs(self, index: int) -> tuple[MediaRef, ...]:
+        return self.samples[index].media
+
     def refuse(self, index: int, reason: str) -> None:
         """Count a row as one that cannot be used."""
         sample = self.samples[index]
@@ -156,6 +163,10 @@ class Mixture:
     def load(self, index: int, media: MediaLoader | None = None) -> Loaded | None:
         part, place = self._find(index)
         return part.load(place, media)
+
+    def refs(self, index: int) -> tuple[MediaRef, ...]:
+        part, place = self._find(index)
+        return part.refs(place)
 
     def refuse(self, index: int, reason: str) -> None:
         part, place = self._find(index)

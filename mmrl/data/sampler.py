@@ -41,6 +41,13 @@ class Sampler:
         self.position += 1
         return sum(self.sizes[:file]) + int(self._order(file, epoch)[place])
 
+    def peek(self, count: int) -> list[int]:
+        """Indices of the next `count` rows, which stay to be drawn."""
+        before = self.position, self._at, list(self._counts)
+        indices = [self.draw() for _ in range(count)]
+        self.position, self._at, self._counts = before
+        return indices
+
     def _next_file(self) -> int:
         total = sum(self.weights)
         behind = [w * (self._at + 1) - total * c for w, c in zip(self.weights, self._counts, strict=True)]

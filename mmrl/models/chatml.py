@@ -111,6 +111,14 @@ class ChatML:
         """Pieces that are encoded apart from one another; their features in order are the medium's."""
         return (medium,)
 
+    def tower_tokens(self, part: Media) -> int:
+        """Tokens that a part takes in a pass through its tower, padding included."""
+        raise NotImplementedError
+
+    def media_settings(self) -> str:
+        """How media are cut and normalised, as text: what features depend on beside the towers."""
+        raise NotImplementedError
+
     def encode_media(self, model: Any, media: Sequence[Media]) -> list[torch.Tensor]:
         raise NotImplementedError
 
@@ -124,6 +132,7 @@ class ChatML:
         mask: torch.Tensor | None,
         cache: Any = None,
         valid_BT: torch.Tensor | None = None,
+        **attention: Any,
     ) -> torch.Tensor:
         """(B, T, D) last hidden states of the text model, with explicit positions.
 
@@ -131,6 +140,7 @@ class ChatML:
             mask: (B, 1, queries, keys), True where attention is allowed; None is plain causal attention.
             cache: transformers Cache that holds the keys of earlier tokens and takes those of these.
             valid_BT: True for real tokens, False for padding; only recurrent layers need it.
+            attention: handed to the attention function (mmrl/attention/text.py).
         """
         output = self.text_model(model)(
             inputs_embeds=inputs.embeds_BTD,
@@ -138,6 +148,7 @@ class ChatML:
             past_key_values=cache,
             use_cache=cache is not None,
             **self.text_inputs(inputs),
+            **attention,
         )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden

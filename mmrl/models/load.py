@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmrl.attention.blocks import use_blocks
+from mmrl.attention.text import use_shared_prefix
+from mmrl.config import LoraSection
 from mmrl.errors import ConfigError
+from mmrl.models import lora as adapters
 from mmrl.models.chatml import ChatML
 from mmrl.models.qwen2_5_omni import Qwen25Omni
 from mmrl.models.qwen2_audio import Qwen2Audio
@@ -84,13 +87,21 @@ class Checkpoint:
     config: Any
     """What config.json holds: of an Omni checkpoint the whole, not the thinker's part."""
     processor: Any
+    adapter: Any = None
+    """peft's configuration of the model's adapter; None for a model without."""
 
     @property
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
 
     def save(self, path: Path) -> None:
-        """A folder that transformers and vLLM load: weights, config, tokenizer, chat template, processors."""
+        """A folder that transformers and vLLM load: weights, config, tokenizer, chat template, processors.
+
+        Of a model with an adapter it is the adapter alone, in peft's format.
+        """
+        if self.adapter is not None:
+            adapters.save_adapter(self.model, self.adapter, path)
+            return
         save_weights(self.model, self.kind, path)
         self.config.save_pretrained(path)
         self.model.generation_config.save_pretrained(path)
@@ -123,8 +134,31 @@ def hub_name(name: str, kind: Kind) -> str:
     return name
 
 
-def load_checkpoint(path: str | Path, *, family: str | None, dtype: str, device: str) -> Checkpoint:
-    """Load a checkpoint folder or hub id. ConfigError for an unsupported family or a path that is not there."""
+def load_checkpoint(
+    path: str | Path, *, family: str | None, dtype: str, device: str, lora: LoraSection | None = None, seed: int = 0
+) -> Checkpoint:
+    """Load a checkpoint folder, an adapter's folder or a hub id.
+
+    Args:
+        lora: adapter to add; one that `path` holds already is of this rank and alpha, and goes on.
+        seed: of a new adapter's weights.
+
+    Raises:
+        ConfigError: an unsupported family, or a path that is not there.
+    """
+    holds_adapter = adapters.is_folder(path)
+    checkpoint = _load_model(adapters.base_of(path) if holds_adapter else path, family=family, dtype=dtype)
+    adapter = None
+    if holds_adapter:
+        adapter = adapters.load_adapter(checkpoint.model, Path(path), lora)
+    elif lora is not None:
+        text_model = checkpoint.family.text_model(checkpoint.model)
+        adapter = adapters.add_adapter(checkpoint.model, text_model, lora, path, seed)
+    checkpoint.model.to(pick_device(device))
+    return replace(checkpoint, adapter=adapter)
+
+
+def _load_model(path: str | Path, *, family: str | None, dtype: str) -> Checkpoint:
     import transformers
     from transformers import AutoConfig, AutoProcessor
     from transformers.utils import logging
@@ -145,8 +179,10 @@ def load_checkpoint(path: str | Path, *, family: str | None, dtype: str, device:
     if built.blockwise:
         for tower in built.towers(model):
             use_blocks(tower)
+    if not built.recurrent:
+        use_shared_prefix(built.text_model(model))
     return Checkpoint(
-        model=model.to(pick_device(device)),
+        model=model,
         family=built,
         kind=kind,
         config=config,

@@ -1,6 +1,7 @@
 """The one definition of a log-prob, used by every engine and by the trainer.
 
-log-softmax of logits / temperature, after the family's reserved ids are suppressed.
+log-softmax of logits / temperature, after the family's reserved ids are suppressed; in float32 also where the weights
+are bfloat16 (in float64 where they are float64).
 Shapes: N targets, D hidden, V vocabulary.
 """
 
@@ -10,43 +11,105 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import linear
 
-CHUNK_LOGITS = 1 << 25
-"""Logits that are held at once; beyond it the head runs in chunks that are recomputed in the backward."""
+Tensor = torch.Tensor
+CHUNK_LOGITS, MIN_ROWS = 1 << 22, 256
+"""Logits that are held at once, and the fewest rows of them that are worth a product of their own."""
 
 
-def processed_logprobs(
-    logits_NV: torch.Tensor, temperature: float | torch.Tensor, reserved_ids: Sequence[int]
-) -> torch.Tensor:
-    """(N, V) float32 log-probs. `temperature` is one number, or (N, 1): one for each row."""
-    logits_NV = logits_NV.float()
+def head_logits(head: Any, hidden_ND: Tensor) -> Tensor:
+    """(N, V) logits, added up in float32."""
+    weight = head.weight
+    if weight.dtype in (torch.float32, torch.float64):
+        return linear(hidden_ND, weight)
+    if weight.is_cuda:
+        return torch.mm(hidden_ND, weight.t(), out_dtype=torch.float32)
+    return linear(hidden_ND.float(), weight.float())
+
+
+def processed_logits(logits_NV: Tensor, temperature: float | Tensor, reserved_ids: Sequence[int]) -> Tensor:
+    """(N, V) logits of the distribution that is sampled from."""
+    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     if reserved_ids:
-        logits_NV = logits_NV.index_fill(1, torch.tensor(reserved_ids, device=logits_NV.device), float("-inf"))
-    return torch.log_softmax(logits_NV / temperature, dim=-1)
+        logits_NV = logits_NV.index_fill(1, _index(reserved_ids, logits_NV), float("-inf"))
+    return logits_NV / temperature
+
+
+def processed_logprobs(logits_NV: Tensor, temperature: float | Tensor, reserved_ids: Sequence[int]) -> Tensor:
+    """(N, V) log-probs. `temperature` is one number, or (N, 1): one for each row."""
+    return torch.log_softmax(processed_logits(logits_NV, temperature, reserved_ids), dim=-1)
 
 
 def target_logprobs(
-    head: Any,
-    hidden_ND: torch.Tensor,
-    target_N: torch.Tensor,
-    temperature: float,
-    reserved_ids: Sequence[int],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-prob, entropy) of each target, float32, without ever holding an (N, V) matrix of a long batch."""
-    chunk = max(1, CHUNK_LOGITS // head.weight.shape[0])
+    head: Any, hidden_ND: Tensor, target_N: Tensor, temperature: float, reserved_ids: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """(log-prob, entropy) of each target, without ever holding an (N, V) matrix of a long batch, backward included."""
+    logprobs, entropies = _TargetLogprobs.apply(hidden_ND, head.weight, target_N, temperature, tuple(reserved_ids))
+    return logprobs, entropies
 
-    def block(hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logprobs = processed_logprobs(head(hidden), temperature, reserved_ids)
-        chosen = logprobs.gather(1, target.unsqueeze(1)).squeeze(1)
-        # exp(-inf) * -inf is NaN: a suppressed id adds nothing to the entropy.
-        finite = logprobs.masked_fill(logprobs == float("-inf"), 0.0)
-        return chosen, -(logprobs.exp() * finite).sum(1)
 
-    if len(hidden_ND) <= chunk:
-        return block(hidden_ND, target_N)
-    parts = [
-        checkpoint(block, hidden, target, use_reentrant=False)
-        for hidden, target in zip(hidden_ND.split(chunk), target_N.split(chunk), strict=True)
-    ]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+class _TargetLogprobs(torch.autograd.Function):
+    """Logits are made chunk by chunk, and once more in the backward.
+
+    With z the processed logits, p their softmax, t the target and H the entropy:
+    d log p_t / d z_j = [j = t] - p_j, and d H / d z_j = -p_j * (log p_j + H).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, reserved: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        ctx.temperature, ctx.reserved = temperature, reserved
+        wide = _wide(weight)
+        parts = []
+        for rows in _chunks(len(hidden), len(weight)):
+            logprobs, probs = _distribution(_wide(hidden[rows]), wide, temperature, reserved)
+            chosen = logprobs.gather(1, target[rows, None])[:, 0]
+            parts.append((chosen, -(probs * logprobs).sum(1)))
+        empty = wide.new_empty(0)
+        chosen, entropies = (torch.cat(column) for column in zip((empty, empty), *parts, strict=True))
+        ctx.save_for_backward(hidden, weight, target, entropies)
+        return chosen, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, target, entropies = ctx.saved_tensors
+        d_chosen, d_entropies = grads
+        wide = _wide(weight)
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(wide)
+        for rows in _chunks(len(hidden), len(weight)):
+            inputs = _wide(hidden[rows])
+            logprobs, probs = _distribution(inputs, wide, ctx.temperature, ctx.reserved)
+            pull = d_chosen[rows, None] + d_entropies[rows, None] * (logprobs + entropies[rows, None])
+            d_logits = probs.mul_(pull).neg_()
+            d_logits.scatter_add_(1, target[rows, None], d_chosen[rows, None])
+            d_logits /= ctx.temperature
+            d_hidden[rows] = (d_logits @ wide).to(hidden.dtype)
+            if ctx.needs_input_grad[1]:
+                d_weight.addmm_(d_logits.t(), inputs)
+        return d_hidden, d_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def _distribution(
+    hidden: Tensor, weight: Tensor, temperature: float, reserved: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """(log-probs, probs), each (N, V). A suppressed id has probability 0 and, for finite products, log-prob 0."""
+    logprobs = processed_logprobs(linear(hidden, weight), temperature, reserved)
+    probs = logprobs.exp()
+    if reserved:
+        logprobs.index_fill_(1, _index(reserved, logprobs), 0.0)
+    return logprobs, probs
+
+
+def _index(ids: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(ids, device=like.device)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    step = max(MIN_ROWS, CHUNK_LOGITS // vocabulary)
+    return [slice(start, start + step) for start in range(0, rows, step)]

@@ -66,6 +66,12 @@ class Qwen25Omni(Qwen25VL):
     def parts(self, medium: Media) -> tuple[Media, ...]:
         return (medium,) if medium.kind == "audio" else super().parts(medium)
 
+    def tower_tokens(self, part: Media) -> int:
+        return num_tokens(mel_length(part)) if part.kind == "audio" else super().tower_tokens(part)
+
+    def media_settings(self) -> str:
+        return f"{super().media_settings()} {self.extractor!r}"
+
     def place(self, part: Part, media: Sequence[Media]) -> list[Piece]:
         assert part.media is not None
         medium = media[part.media]

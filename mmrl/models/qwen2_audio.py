@@ -45,6 +45,12 @@ class Qwen2Audio(ChatML):
     def towers(self, model: Any) -> list[torch.nn.Module]:
         return [model.model.audio_tower, model.model.multi_modal_projector]
 
+    def tower_tokens(self, part: Media) -> int:
+        return num_tokens(self.max_mel)
+
+    def media_settings(self) -> str:
+        return f"{self.max_mel} {self.extractor!r}"
+
     def text_inputs(self, inputs: Embedded) -> dict[str, Any]:
         return {"position_ids": inputs.positions_3BT[0]}
 

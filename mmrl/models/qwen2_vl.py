@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,12 @@ class Qwen25VL(ChatML):
 
     def parts(self, medium: Media) -> tuple[Media, ...]:
         return self.patching.steps(medium)
+
+    def tower_tokens(self, part: Media) -> int:
+        return math.prod(self.grid(part))
+
+    def media_settings(self) -> str:
+        return repr(self.patching)
 
     def place(self, part: Part, media: Sequence[Media]) -> list[Piece]:
         assert part.media is not None

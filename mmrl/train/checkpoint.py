@@ -1,8 +1,8 @@
 """Checkpoints: one folder each, written beside its name, moved into place when complete.
 
 checkpoints/grpo-000120/
-  model/                  a folder that transformers loads
-  optimizer.safetensors   the optimiser's tensors by parameter name
+  model/                  a folder that transformers loads; with model.lora the adapter alone, in peft's format
+  optimizer.safetensors   the optimiser's tensors by parameter name; of bfloat16 parameters the float32 copies, too
   state.json              where the run stands
   manifest.json           size and hash of every file; written last: without it a folder is no checkpoint
 """
@@ -76,8 +76,7 @@ def restore(path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer:
     for name, parameter in parameters.items():
         state = {key.rpartition("|")[2]: value for key, value in tensors.items() if key.rpartition("|")[0] == name}
         if state:
-            device = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
-            optimizer.state[parameter] = device
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
 def optimizer_tensors(

@@ -15,7 +15,7 @@ from mmrl.versions import versions
 
 TEST_TIME = "test_time.json"
 """What the test-time strategies reached, in a run's directory."""
-FREE = ("checkpoint.", "report.", "threads")
+FREE = ("checkpoint.", "report.", "threads", "data.prefetch_steps")
 """Keys that may change between a run's start and its continuation."""
 
 

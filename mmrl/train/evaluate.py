@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from mmrl.data.dataset import RowSource
+from mmrl.data.prefetch import Prefetcher
 from mmrl.report.progress import Progress
 from mmrl.report.store import RunStore
 from mmrl.rollout.episode import Sampling
@@ -27,13 +29,17 @@ def evaluate(
     """Metrics of one greedy rollout of every usable row, and their number as "rows"."""
     groups: list[Group] = []
     size = session.config.rollout.batch_size
-    for start in range(0, len(dataset), size):
-        part = range(start, min(start + size, len(dataset)))
-        prompts = [session.prompt(dataset, index, use_tools=use_tools) for index in part]
-        usable = [prompt for prompt in prompts if prompt]
-        sampling = Sampling(temperature=0.0, seed=session.seed("evaluate", start))
-        played = session.play(usable, group_size=1, sampling=sampling, on_group=on_group)
-        groups += [_without_media(group) for group in played]
+    rows = range(len(dataset))
+    with closing(Prefetcher(session.media)) as ahead:
+        for start in rows[::size]:
+            end = start + size
+            prompts = [session.prompt(dataset, index, use_tools=use_tools) for index in rows[start:end]]
+            usable = [prompt for prompt in prompts if prompt]
+            coming = rows[end : end + size * session.config.data.prefetch_steps]
+            ahead.start(ref for index in coming for ref in dataset.refs(index))
+            sampling = Sampling(temperature=0.0, seed=session.seed("evaluate", start))
+            played = session.play(usable, group_size=1, sampling=sampling, on_group=on_group)
+            groups += [_without_media(group) for group in played]
     return {"rows": float(len(groups)), **group_metrics(groups)}
 
 

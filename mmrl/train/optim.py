@@ -7,29 +7,93 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from torch.optim.adamw import adamw
 
 from mmrl.config import OptimizerSection
 from mmrl.errors import ConfigError
+from mmrl.models.lora import adapter_parameters
 
 
 def select_parameters(model: Any, train: Sequence[str], freeze: Sequence[str]) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name; the others stop requiring gradients.
 
-    ConfigError for a pattern that matches nothing: it is a misspelling.
+    Of a model with an adapter these are the adapter's alone. ConfigError for a pattern that matches nothing: it is a
+    misspelling, or names weights that stay frozen.
     """
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in (*train, *freeze):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"train/freeze: {pattern!r} matches no parameter; names look like {names[0]!r}")
+    parameters = dict(model.named_parameters())
+    candidates = adapter_parameters(model) or parameters
+    for patterns, known in ((train, candidates), (freeze, parameters)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise ConfigError(f"train/freeze: {pattern!r} matches {_nothing(pattern, candidates, parameters)}")
     chosen = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         wanted = any(fnmatchcase(name, p) for p in train) and not any(fnmatchcase(name, p) for p in freeze)
-        parameter.requires_grad_(wanted)
-        if wanted:
+        parameter.requires_grad_(wanted and name in candidates)
+        if parameter.requires_grad:
             chosen[name] = parameter
     if not chosen:
         raise ConfigError("train/freeze: no parameter is left to train")
     return chosen
+
+
+def _nothing(pattern: str, candidates: dict[str, Any], parameters: dict[str, Any]) -> str:
+    """What a useless pattern matches instead, for an error."""
+    example = next(iter(candidates))
+    if any(fnmatchcase(name, pattern) for name in parameters):
+        return f"base weights only, which model.lora keeps frozen; adapters are named like {example!r}"
+    return f"no parameter; names look like {example!r}"
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW for bfloat16 parameters: it updates float32 copies, from float32 gradients, and rounds them into the model.
+
+    In bfloat16 itself an update below 1/512 of a weight is lost. The copies are part of the state, as "master".
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad_dtype = torch.float32  # so that autograd sums micro-batches in float32
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None, "the gradient is computed before the step"
+        for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            states = [self._state(parameter) for parameter in trained]
+            adamw(
+                [state["master"] for state in states],
+                [parameter.grad for parameter in trained],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            for parameter, state in zip(trained, states, strict=True):
+                parameter.copy_(state["master"])
+
+    def _state(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As AdamW keeps it, with the copy; begun at the first step."""
+        state: dict[str, torch.Tensor] = self.state[parameter]
+        if not state:
+            master = parameter.detach().float()
+            state |= {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+                "master": master,
+            }
+        return state
 
 
 def build_optimizer(parameters: dict[str, torch.nn.Parameter], section: OptimizerSection) -> torch.optim.AdamW:
@@ -40,7 +104,8 @@ def build_optimizer(parameters: dict[str, torch.nn.Parameter], section: Optimize
         {"params": matrices, "weight_decay": section.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    low = any(torch.finfo(parameter.dtype).bits < 32 for parameter in parameters.values())
+    return (MasterAdamW if low else torch.optim.AdamW)(
         [group for group in groups if group["params"]],
         lr=0.0,
         betas=section.betas,

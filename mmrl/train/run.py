@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmrl.cache.features import FeatureCache
 from mmrl.config import GrpoStage, RunConfig, SftStage, stage_name
 from mmrl.errors import MmrlError, StoppedError
 from mmrl.models.load import load_checkpoint
@@ -27,6 +28,7 @@ from mmrl.train.claim import TEST_TIME, claim, write_manifest
 from mmrl.train.engine import NonFiniteError, TorchEngine
 from mmrl.train.evaluate import Shown, evaluate, evaluate_strategies, summary
 from mmrl.train.optim import build_optimizer, select_parameters, set_learning_rate
+from mmrl.train.reference import AdapterReference
 from mmrl.train.session import open_session
 from mmrl.train.stages import Grpo, Sft
 from mmrl.types import Group
@@ -92,7 +94,7 @@ class Run:
         write_manifest(self.store, self.session.decoders())
         done = state.step if state else 0
         self.progress.stage(active.name, section.steps, done)
-        with stop_on_signal() as stop:
+        with closing(active.stage), stop_on_signal() as stop:
             skipped = 0
             for step in range(done, section.steps):
                 metrics = self._step(active, step)
@@ -112,12 +114,14 @@ class Run:
         """The stage's parts; with `state`, as they were when the last checkpoint was written."""
         parameters = select_parameters(self.session.checkpoint.model, section.train, section.freeze)
         optimizer = build_optimizer(parameters, section.optimizer)
-        engine = self._engine(self.session.checkpoint.model, section, optimizer)
+        engine = self._engine(self.session.checkpoint.model, section, optimizer, self.session.runner.engine.features)
+        engine.checkpoint_activations(section.activation_checkpointing)
         stage: Sft | Grpo
         if isinstance(section, SftStage):
             stage = Sft(self.session, section, engine)
         else:
-            reference = self._reference(section, resumed=state is not None) if section.uses_reference else None
+            resumed = state is not None
+            reference = self._reference(section, engine, resumed=resumed) if section.uses_reference else None
             stage = Grpo(self.session, section, engine, reference)
         if state is not None and self.last is not None:
             checkpoint.restore(self.last, parameters, optimizer)
@@ -125,7 +129,11 @@ class Run:
         return _Active(number, self.names[number], section, stage, parameters, optimizer)
 
     def _engine(
-        self, model: Any, section: SftStage | GrpoStage, optimizer: torch.optim.Optimizer | None
+        self,
+        model: Any,
+        section: SftStage | GrpoStage,
+        optimizer: torch.optim.Optimizer | None,
+        features: FeatureCache | None,
     ) -> TorchEngine:
         return TorchEngine(
             model,
@@ -133,20 +141,26 @@ class Run:
             optimizer,
             micro_batch_tokens=section.micro_batch_tokens,
             max_grad_norm=section.optimizer.max_grad_norm,
+            features=features,
         )
 
-    def _reference(self, section: GrpoStage, *, resumed: bool) -> TorchEngine:
+    def _reference(self, section: GrpoStage, engine: TorchEngine, *, resumed: bool) -> Any:
         """The policy as it was when the stage began; kept on disk, so that a resumed stage has the same one."""
         path = self.store.path / "reference" / stage_name(section)
         if not resumed:
             self.session.checkpoint.save(path)
+        # A tower that is not trained stays the policy's, and so do its features.
+        features = None if engine.trains_vision else engine.features
+        if self.session.checkpoint.adapter is not None:
+            model = self.session.checkpoint.model
+            return AdapterReference(self._engine(model, section, None, features), model, path)
         loaded = load_checkpoint(
             path,
             family=self.config.model.family,
             dtype=self.config.model.dtype,
             device=self.config.model.device,
         )
-        return self._engine(loaded.model.requires_grad_(False), section, None)
+        return self._engine(loaded.model.requires_grad_(False), section, None, features)
 
     def _step(self, active: _Active, step: int) -> dict[str, float]:
         """One optimiser step and what follows it but the checkpoint."""

@@ -12,9 +12,10 @@ import torch
 
 from mmrl.adapt.rewards import build_rewards
 from mmrl.adapt.tools import build_tools
+from mmrl.cache.disk import DiskTier, tower_version
 from mmrl.cache.features import FeatureCache
 from mmrl.cache.media import SHARED, MediaLoader
-from mmrl.config import RowsFile, RunConfig
+from mmrl.config import CacheSection, RowsFile, RunConfig
 from mmrl.data.dataset import BadRows, Dataset, Mixture, RowSource, build_processors
 from mmrl.models.load import Checkpoint, load_checkpoint
 from mmrl.protocols import Processor, RewardContext
@@ -123,13 +124,18 @@ def open_session(
     SHARED.limit = config.data.cached_bytes
     section = config.model
     checkpoint = load_checkpoint(
-        model_path or config.model_path, family=section.family, dtype=section.dtype, device=section.device
+        model_path or config.model_path,
+        family=section.family,
+        dtype=section.dtype,
+        device=section.device,
+        lora=section.lora,
+        seed=config.seed,
     )
     processors = build_processors(config.data, checkpoint.family)
     return Session(
         config=config,
         checkpoint=checkpoint,
-        runner=_runner(config, checkpoint, processors["image"]),
+        runner=_runner(config, checkpoint, _features(config.cache, checkpoint, tell), processors["image"]),
         rewards=build_rewards(config.rewards),
         media=MediaLoader(processors),
         bad=BadRows(config.run_dir / "data_errors.jsonl", config.data.max_bad_fraction, tell),
@@ -137,12 +143,19 @@ def open_session(
     )
 
 
-def _runner(config: RunConfig, checkpoint: Checkpoint, image: Processor) -> Runner:
+def _features(config: CacheSection, checkpoint: Checkpoint, tell: Callable[[str], None]) -> FeatureCache:
+    model, family, disk = checkpoint.model, checkpoint.family, None
+    if config.folder is not None:
+        disk = DiskTier(Path(config.folder), config.disk_bytes, tower_version(model, family), tell=tell)
+    return FeatureCache(model, family, memory_bytes=config.memory_bytes, chunk_tokens=config.chunk_tokens, disk=disk)
+
+
+def _runner(config: RunConfig, checkpoint: Checkpoint, features: FeatureCache, image: Processor) -> Runner:
     episode, family = config.episode, checkpoint.family
     engine = HFEngine(
         checkpoint.model,
         family,
-        FeatureCache(checkpoint.model, family),
+        features,
         batch_size=config.rollout.batch_size,
         deterministic=config.deterministic,
     )

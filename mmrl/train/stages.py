@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -18,6 +19,7 @@ from mmrl.algo.aggregate import coefficients
 from mmrl.algo.loss import GrpoLoss, SftLoss
 from mmrl.cache.media import size
 from mmrl.config import GrpoStage, SftStage, stage_name
+from mmrl.data.prefetch import Prefetcher
 from mmrl.data.sampler import Sampler
 from mmrl.errors import DataError
 from mmrl.protocols import LossInputs, LossTerms
@@ -41,6 +43,10 @@ class Stage(Protocol):
         """Optimiser step `number`, from 0."""
         ...
 
+    def close(self) -> None:
+        """Load no more rows."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Example:
@@ -62,19 +68,25 @@ class Sft:
         self.session, self.config, self.engine = session, config, engine
         self.dataset = session.dataset(config.rows)
         self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))
+        self.ahead = Prefetcher(session.media)
         self.examples: OrderedDict[int, Example] = OrderedDict()
         """The latest used, within `data.cached_bytes` of pixels and samples."""
         self.num_bytes = 0
 
     def step(self, number: int, on_group: OnGroup) -> Metrics:
-        del number, on_group  # nothing is sampled
+        del on_group  # nothing is sampled
         examples = draw(self.sampler, self.config.examples_per_step, self._example)
+        coming = upcoming(self, self.config.examples_per_step, number)
+        self.ahead.start(ref for index in coming if index not in self.examples for ref in self.dataset.refs(index))
         rows = [example.row for example in examples]
         media = {key: medium for example in examples for key, medium in example.media.items()}
         trajectory_N = np.repeat(np.arange(len(rows)), [len(row.target_N) for row in rows])
         coef_N = coefficients("token_mean", trajectory_N, np.arange(len(rows)))
         metrics = self.engine.update(rows, media, SftLoss(coef_N=torch.from_numpy(coef_N)))
         return metrics | {"tokens": float(sum(len(row.ids_T) for row in rows))}
+
+    def close(self) -> None:
+        self.ahead.close()
 
     def _example(self, index: int) -> Example | None:
         if index in self.examples:
@@ -109,6 +121,7 @@ class Grpo:
         self.session, self.config, self.engine, self.reference = session, config, engine, reference
         self.dataset = session.dataset(config.rows)
         self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))
+        self.ahead = Prefetcher(session.media)
 
     def step(self, number: int, on_group: OnGroup) -> Metrics:
         start = time.perf_counter()
@@ -118,15 +131,22 @@ class Grpo:
         metrics = group_metrics(groups) | self._update(groups, number)
         return metrics | {"seconds/rollout": rollout_seconds}
 
+    def close(self) -> None:
+        self.ahead.close()
+
     def _rollouts(self, number: int, on_group: OnGroup) -> list[Group]:
         prompts = draw(self.sampler, self.config.prompts_per_step, partial(self.session.prompt, self.dataset))
+        coming = upcoming(self, self.config.prompts_per_step, number)
+        self.ahead.start(ref for index in coming for ref in self.dataset.refs(index))
         sampling = Sampling(
             temperature=self.engine.temperature,
             seed=self.session.seed(stage_name(self.config), "rollout", number),
         )
-        return self.session.play(
-            prompts, group_size=self.config.group_size, sampling=sampling, step=number, on_group=on_group
-        )
+        # A tower that is trained is encoded with its graph, which the update then uses: one encode serves both.
+        with self.engine.features.tracked() if self.engine.trains_vision else nullcontext():
+            return self.session.play(
+                prompts, group_size=self.config.group_size, sampling=sampling, step=number, on_group=on_group
+            )
 
     def _update(self, groups: Sequence[Group], number: int) -> Metrics:
         """One pass or more over the batch. Without a usable trajectory there is none, and the step is skipped."""
@@ -243,6 +263,12 @@ def draw(sampler: Sampler, count: int, load: Callable[[int], T | None]) -> list[
         if item is not None:
             items.append(item)
     raise DataError("too few usable rows to fill a batch; see data_errors.jsonl")
+
+
+def upcoming(stage: Sft | Grpo, per_step: int, number: int) -> list[int]:
+    """Indices of the rows that the steps after `number` draw, as far as their media are decoded ahead."""
+    steps = min(stage.session.config.data.prefetch_steps, stage.config.steps - number - 1)
+    return stage.sampler.peek(per_step * steps)
 
 
 def demonstrate(session: Session, prompt: Prompt) -> Trajectory:

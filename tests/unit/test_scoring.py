@@ -162,3 +162,78 @@ def test_cancellation_is_passed_on(make_group, make_trajectory):
     term = WeightedReward(name="a", reward=Cancelled(), weight=lambda step: 1.0)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(score_group(make_group(make_trajectory("7")), [term], RewardContext(step=0)))
+
+
+# Several rewards
+
+
+class Meeting:
+    """Scores once the other one has begun too."""
+
+    def __init__(self, mine, other):
+        self.mine, self.other = mine, other
+
+    async def score(self, group, context):
+        self.mine.set()
+        await self.other.wait()
+        return [Score.of(1)] * len(group.trajectories)
+
+
+def terms(**rewards):
+    return [WeightedReward(name=name, reward=reward, weight=lambda step: 1.0) for name, reward in rewards.items()]
+
+
+def score(group, rewards, timeout_s=60):
+    """asyncio's own limit, so that rewards that wait for one another in vain fail the test."""
+    return asyncio.run(asyncio.wait_for(score_group(group, rewards, RewardContext(step=0)), timeout_s))
+
+
+def test_rewards_of_a_group_run_at_once(make_group, make_trajectory):
+    a, b = asyncio.Event(), asyncio.Event()
+    group = score(make_group(make_trajectory("7")), terms(a=Meeting(a, b), b=Meeting(b, a)))
+    assert values(group) == [2.0]
+
+
+def test_scores_keep_the_order_of_the_rewards_however_long_each_takes(make_group, make_trajectory):
+    class After:
+        def __init__(self, before, done):
+            self.before, self.done = before, done
+
+        async def score(self, group, context):
+            if self.before:
+                await self.before.wait()
+            self.done.set()
+            return [Score.of(1)]
+
+    events = [asyncio.Event() for _ in range(3)]
+    rewards = terms(c=After(events[1], events[0]), a=After(events[2], events[1]), b=After(None, events[2]))
+    group = score(make_group(make_trajectory("7")), rewards)
+    assert list(group.trajectories[0].scores) == ["c", "a", "b"]
+
+
+def test_one_that_fails_neither_stops_nor_changes_the_others(make_group, make_trajectory):
+    a, b = asyncio.Event(), asyncio.Event()
+    broken = Fixed(ValueError("broken pipe"))
+    group = score(make_group(make_trajectory("7")), terms(x=broken, a=Meeting(a, b), y=broken, b=Meeting(b, a)))
+    kinds = {name: score.kind for name, score in group.trajectories[0].scores.items()}
+    error, value = ScoreKind.ERROR, ScoreKind.VALUE
+    assert kinds == {"x": error, "a": value, "y": error, "b": value}
+
+
+def test_what_waits_is_cancelled_with_its_group_and_may_clean_up(make_group, make_trajectory):
+    ended = []
+
+    class Waiting:
+        def __init__(self, name):
+            self.name = name
+
+        async def score(self, group, context):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                ended.append(self.name)
+
+    with pytest.raises(TimeoutError):
+        score(make_group(make_trajectory("7")), terms(a=Waiting("a"), b=Waiting("b")), timeout_s=0.01)
+    assert sorted(ended) == ["a", "b"]

@@ -122,3 +122,24 @@ def test_a_far_position_is_reached_by_the_period_of_the_weights():
 
 def test_one_file_of_a_mixture_is_drawn_as_it_would_be_alone():
     assert drawn([7], [3], 20, seed=5) == drawn(7, None, 20, seed=5)
+
+
+@pytest.mark.parametrize(("sizes", "weights"), [([7], [1]), ([5, 9, 2], [0.2, 0.5, 0.3])])
+@pytest.mark.parametrize("position", [0, 3, 6, 50])
+def test_what_is_peeked_at_stays_to_be_drawn(sizes, weights, position):
+    whole = drawn(sizes, weights, 120)
+    sampler = Sampler(sizes, 0, weights)
+    sampler.position = position
+    for start in range(position, 100):
+        assert sampler.peek(20) == whole[start : start + 20]  # over the ends of epochs, too
+        assert sampler.peek(0) == sampler.peek(-20) == []
+        assert sampler.position == start
+        assert sampler.draw() == whole[start]
+
+
+def test_a_position_may_be_set_after_a_look():
+    sampler = Sampler(7, seed=1)
+    rows = sampler.peek(20)
+    sampler.position = 5
+    assert sampler.peek(3) == rows[5:8]
+    assert sampler.draw() == rows[5]

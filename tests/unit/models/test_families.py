@@ -150,7 +150,7 @@ def assert_equals_transformers(name, checkpoint, media, heard=False):
         source_N=target[:2] - 1,
         target_N=ids_T[target[:2]],
     )
-    ours = engine.logprobs([row, short], {m.key: m for m in media})  # the shorter row is padded
+    ours = engine.logprobs([row, short], {m.key: m for m in media})  # rows of two lengths
     ids_1T = torch.from_numpy(ids_T)[None]
     inputs = their_inputs(name, checkpoint, media, ids_1T, heard)
     if name in MROPE_VIDEO and any(m.kind == "video" for m in media):
@@ -160,7 +160,7 @@ def assert_equals_transformers(name, checkpoint, media, heard=False):
     logits[:, list(family.reserved_ids)] = float("-inf")
     theirs = torch.log_softmax(logits[torch.from_numpy(target - 1)], -1)
     theirs = theirs.gather(1, torch.from_numpy(ids_T[target])[:, None])[:, 0]
-    torch.testing.assert_close(ours, torch.cat([theirs, theirs[:2]]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, torch.cat([theirs, theirs[:2]]).double(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
@@ -219,7 +219,7 @@ def test_rollout_and_training_give_the_same_log_probs_over_two_turns(loaded, nam
         trajectory = Trajectory(sample_id="s", index=0, segments=segments, turns=(), stop=StopReason.ANSWERED)
         rows.append(build_row(trajectory, family))
         theirs += [*a.logprobs, *b.logprobs]
-    torch.testing.assert_close(trainer.logprobs(rows, everything), torch.tensor(theirs), rtol=0, atol=2e-5)
+    torch.testing.assert_close(trainer.logprobs(rows, everything), torch.tensor(theirs).double(), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", SEEING)

@@ -9,8 +9,9 @@ import torch
 from mmrl.cache.features import FeatureCache
 from mmrl.models.text import control_id
 from mmrl.protocols import Request
-from mmrl.rollout.engine_hf import HFEngine, sample
+from mmrl.rollout.engine_hf import HFEngine
 from mmrl.rollout.seeds import derive_seed
+from mmrl.rollout.writer import sample
 from mmrl.train.engine import TorchEngine
 from mmrl.train.rows import build_row
 from mmrl.types import Message, Part, Segment, Source, StopReason, Tokens, Trajectory
@@ -116,16 +117,15 @@ def test_siblings_of_a_prompt_share_one_prefill_and_each_image_is_encoded_once(
     family = checkpoint.family
     forward, encode = family.hidden_states, family.encode_media
 
-    def counted(model, inputs, *rest):
+    def counted(model, inputs, *rest, **attention):
         shapes.append(tuple(inputs.embeds_BTD.shape[:2]))
-        return forward(model, inputs, *rest)
+        return forward(model, inputs, *rest, **attention)
 
     monkeypatch.setattr(family, "hidden_states", counted)
     monkeypatch.setattr(checkpoint.family, "encode_media", lambda model, m: encoded.extend(m) or encode(model, m))
     ask(engine, [request(row, sibling, *prompts[row], max_tokens=2) for row in range(3) for sibling in range(5)])
     close(engine)
-    longest = max(len(tokens.ids) for tokens, _ in prompts)
-    assert shapes == [(3, longest), (15, 1)]
+    assert shapes == [(1, sum(len(tokens.ids) for tokens, _ in prompts)), (15, 1)]
     assert len(encoded) == 2
 
 

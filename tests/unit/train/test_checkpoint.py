@@ -44,6 +44,35 @@ def test_state_and_optimiser_come_back_to_the_bit(save, trained):
             assert torch.equal(value, fresh.state[parameter][key])
 
 
+def test_float32_copies_of_bfloat16_weights_come_back_and_training_goes_on_alike(tmp_path, checkpoint):
+    def part(values):
+        parameters = {name: torch.nn.Parameter(value.clone()) for name, value in values.items()}
+        return parameters, build_optimizer(parameters, OptimizerSection(lr={"start": 0.1}))
+
+    def step(parameters, optimizer, number):
+        for place, parameter in enumerate(parameters.values()):
+            generator = torch.Generator().manual_seed(10 * number + place)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-4
+        optimizer.step()
+
+    straight = part({"a": torch.rand(8, 4).bfloat16(), "b": torch.rand(4).bfloat16()})
+    step(*straight, 0)
+    path = checkpoints.save(tmp_path, checkpoint, *straight, state(1))
+    resumed = part({name: value.detach() for name, value in straight[0].items()})
+    checkpoints.restore(path, *resumed)
+    for number in range(1, 20):
+        step(*straight, number)
+        step(*resumed, number)
+    for name, parameter in straight[0].items():
+        assert torch.equal(resumed[0][name], parameter)
+        own, found = straight[1].state[parameter], resumed[1].state[resumed[0][name]]
+        assert own.keys() == found.keys() == {"step", "exp_avg", "exp_avg_sq", "master"}
+        assert all(torch.equal(own[key], found[key]) for key in own)
+        assert not torch.equal(own["master"], parameter.float())  # it knows more than the weights show
+
+
 def test_transformers_loads_the_model_folder_and_its_template_knows_tools(save, checkpoint):
     from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 

@@ -11,7 +11,8 @@ from mmrl.models.embed import fill
 from mmrl.models.logprob import target_logprobs
 from mmrl.models.text import control_id
 from mmrl.protocols import LossTerms
-from mmrl.train.engine import NonFiniteError, TorchEngine, placed
+from mmrl.train.engine import NonFiniteError, TorchEngine
+from mmrl.train.forward import placed
 from mmrl.train.optim import build_optimizer, select_parameters
 from mmrl.train.rows import micro_batches
 from mmrl.types import MediaSpan, Row, Tokens
@@ -74,7 +75,7 @@ def plain_gradients(model, family, rows, media, weights_N, entropy_N):
         features = dict(zip([m.key for m in shown], family.encode_media(model, shown), strict=True))
         positions = torch.tensor(row.positions_3T)[:, None]
         embeds = model.get_input_embeddings()(torch.tensor(row.ids_T)[None])
-        embeds = fill(embeds, positions, list(placed([row], features))).embeds_BTD
+        embeds = fill(embeds, positions, list(placed(0, row.spans, features))).embeds_BTD
         hidden = model.model.language_model(inputs_embeds=embeds, position_ids=positions).last_hidden_state[0]
         logprobs, entropies = target_logprobs(
             model.lm_head, hidden[row.source_N], torch.tensor(row.target_N), 1.0, family.reserved_ids
