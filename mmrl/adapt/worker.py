@@ -65,13 +65,24 @@ class Worker:
 
     async def call(self, *arguments: Any, **named: Any) -> Any:
         """What the function returned, as plain numbers, texts, lists and dicts (`plain`). Raises CallError."""
-        return await asyncio.get_running_loop().run_in_executor(self._queue, self._call, arguments, named)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._queue, self._call, arguments, named)
+        except asyncio.CancelledError:
+            self._kill()  # a call that nobody waits for would hold up the exit
+            raise
 
     def stop(self) -> None:
         """End the process; a later call starts another."""
         if self.process is not None:
             self._end()
             self.process = None
+
+    def _kill(self) -> None:
+        """Kill the process from any thread; the one that waits for its answer cleans up."""
+        process = self.process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def _call(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         try:

@@ -65,7 +65,7 @@ class MasterAdamW(torch.optim.AdamW):
             states = [self._state(parameter) for parameter in trained]
             adamw(
                 [state["master"] for state in states],
-                [parameter.grad for parameter in trained],
+                [parameter.grad.float() for parameter in trained],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
