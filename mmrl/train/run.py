@@ -144,7 +144,7 @@ class Run:
             features=features,
         )
 
-    def _reference(self, section: GrpoStage, engine: TorchEngine, *, resumed: bool) -> Any:
+    def _reference(self, section: GrpoStage, engine: TorchEngine, *, resumed: bool) -> TorchEngine | AdapterReference:
         """The policy as it was when the stage began; kept on disk, so that a resumed stage has the same one."""
         path = self.store.path / "reference" / stage_name(section)
         if not resumed:

@@ -27,6 +27,7 @@ from mmrl.rollout.demonstrate import Demonstrator
 from mmrl.rollout.episode import Prompt, Sampling
 from mmrl.train.engine import TorchEngine, target_starts
 from mmrl.train.metrics import group_metrics, mean
+from mmrl.train.reference import AdapterReference
 from mmrl.train.rows import build_row, sampled_logprobs
 from mmrl.train.session import Session
 from mmrl.types import Group, Media, Row, ScoreKind, StopReason, Trajectory
@@ -117,7 +118,13 @@ class Sft:
 class Grpo:
     """Group-relative policy optimisation (GRPO, arXiv 2402.03300) on multi-turn rollouts."""
 
-    def __init__(self, session: Session, config: GrpoStage, engine: TorchEngine, reference: TorchEngine | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        config: GrpoStage,
+        engine: TorchEngine,
+        reference: TorchEngine | AdapterReference | None,
+    ) -> None:
         self.session, self.config, self.engine, self.reference = session, config, engine, reference
         self.dataset = session.dataset(config.rows)
         self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from mmrl.adapt.rewards import build_reward
 from mmrl.config import Schedule
 from mmrl.protocols import RewardContext
 from mmrl.scoring import WeightedReward, combine, score_each, score_group
@@ -237,3 +238,25 @@ def test_what_waits_is_cancelled_with_its_group_and_may_clean_up(make_group, mak
     with pytest.raises(TimeoutError):
         score(make_group(make_trajectory("7")), terms(a=Waiting("a"), b=Waiting("b")), timeout_s=0.01)
     assert sorted(ended) == ["a", "b"]
+
+
+TOGETHER = """
+import time
+from pathlib import Path
+
+def meet(completions, mine, other, **kwargs):
+    Path(mine).touch()
+    while not Path(other).exists():
+        time.sleep(0.01)
+    return [1.0] * len(completions)
+"""
+
+
+def test_rewards_in_processes_of_their_own_run_at_once(tmp_path, make_group, make_trajectory):
+    file, a, b = tmp_path / "together.py", str(tmp_path / "a"), str(tmp_path / "b")
+    file.write_text(TOGETHER)
+    first, second = (
+        build_reward(f"{file}:meet", {"mine": mine, "other": other, "timeout_s": 60.0}, "rewards.0")
+        for mine, other in [(a, b), (b, a)]
+    )
+    assert values(score(make_group(make_trajectory("7")), terms(a=first, b=second), timeout_s=200)) == [2.0]

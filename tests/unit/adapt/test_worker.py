@@ -205,3 +205,18 @@ def test_results_become_plain():
     assert plain(torch.tensor(2)) == 2
     assert plain((np.bool_(True), None, "x" * 1000)) == [True, None, "x" * 300]
     assert plain([object(), 10**400, 1j]) == ["a object", "an int that is too large for a float", "a complex"]
+
+
+def test_a_call_that_is_cancelled_is_ended_and_the_next_one_works(worker, tmp_path):
+    one, note = worker("sleep", timeout_s=300.0), tmp_path / "note"
+
+    async def cancel():
+        task = asyncio.create_task(one.call(200, str(note)))
+        while not (note.exists() and len(note.read_text().split()) == 2):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(cancel())
+    assert call(one, 0) is None
+    assert all(gone(int(pid)) for pid in note.read_text().split())
