@@ -43,7 +43,10 @@ class _Stack:
     """(N, K, P, D) keys and values."""
     index_NG: Tensor
     """Rows of each prompt; one with fewer than G has its last row again."""
-    real_NG: Tensor
+    row_B: Tensor
+    """These rows, each once."""
+    place_B: Tensor
+    """Where each of them stands among the N * G."""
 
 
 class SharedPrefixes:
@@ -78,12 +81,11 @@ class SharedPrefixes:
         kernel = kernel_for(query_BHQD)
         out, lse = torch.empty_like(query_BHQD), query_BHQD.new_empty(query_BHQD.shape[:3], dtype=torch.float32)
         for stack in self._stacks:
-            count, group = stack.index_NG.shape
+            group = stack.index_NG.shape[1]
             query = query_BHQD[stack.index_NG].transpose(1, 2).flatten(2, 3)  # (N, H, G * Q, D)
             found, found_lse = kernel.forward(query, *stack.layers[layer], False, scale)
-            rows = stack.index_NG[stack.real_NG]
-            out[rows] = found.unflatten(2, (group, -1)).transpose(1, 2)[stack.real_NG]
-            lse[rows] = found_lse.unflatten(2, (group, -1)).transpose(1, 2)[stack.real_NG].to(lse)
+            for states, part in ((out, found), (lse, found_lse.to(lse))):
+                states[stack.row_B] = part.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)[stack.place_B]
         return out, lse
 
     def _alike(self) -> list[tuple[int, ...]]:
@@ -105,12 +107,11 @@ class SharedPrefixes:
     def _stack(self, numbers: tuple[int, ...]) -> _Stack:
         rows = [[row for row, owner in enumerate(self.owner_B) if owner == number] for number in numbers]
         group = max(map(len, rows))
+        index = [[*own, *own[-1:] * (group - len(own))] for own in rows]
+        place = [number * group + g for number, own in enumerate(rows) for g in range(len(own))]
         device = self._stacked[numbers][0][0].device
-        return _Stack(
-            self._stacked[numbers],
-            torch.tensor([[*own, *own[-1:] * (group - len(own))] for own in rows], device=device),
-            torch.tensor([[place < len(own) for place in range(group)] for own in rows], device=device),
-        )
+        flat = [row for own in rows for row in own]
+        return _Stack(self._stacked[numbers], *(torch.tensor(part, device=device) for part in (index, flat, place)))
 
 
 def _stack_states(states: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,10 @@ class Several:
     index_NL: Tensor
     """Places of the tokens; behind a shorter node's end, its last token again."""
     real_NL: Tensor
+    token_R: Tensor
+    """Places of the real tokens."""
+    slot_R: Tensor
+    """Where each of them stands among the N * L."""
 
     def take(self, states: Tensor) -> Tensor:
         """(N, H, L, ...) of (1, H, T, ...)."""
@@ -64,7 +68,7 @@ class Several:
         return self.take(states) * self.real_NL[:, None, :, None]
 
     def put(self, states: Tensor, part: Tensor) -> None:
-        states[0].transpose(0, 1)[self.index_NL[self.real_NL]] = part.transpose(1, 2)[self.real_NL]
+        states[0].transpose(0, 1)[self.token_R] = part.transpose(1, 2).flatten(0, 1)[self.slot_R]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,7 +100,9 @@ def _alike(nodes: Sequence[Node]) -> list[list[Node]]:
 def _several(nodes: Sequence[Node], device: torch.device | str) -> Several:
     starts, ends = (torch.tensor([getattr(node, name) for node in nodes])[:, None] for name in ("start", "end"))
     index = starts + torch.arange(int((ends - starts).max()))
-    return Several(torch.minimum(index, ends - 1).to(device), (index < ends).to(device))
+    real = index < ends
+    parts = torch.minimum(index, ends - 1), real, index[real], real.flatten().nonzero()[:, 0]
+    return Several(*(part.to(device) for part in parts))
 
 
 def tree_attention(query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, tree: Tree, scale: float) -> Tensor:

@@ -15,6 +15,7 @@ from mmrl.config import LoraSection
 from mmrl.errors import ConfigError
 from mmrl.models import lora as adapters
 from mmrl.models.chatml import ChatML
+from mmrl.models.patches import use_matrix_patches
 from mmrl.models.qwen2_5_omni import Qwen25Omni
 from mmrl.models.qwen2_audio import Qwen2Audio
 from mmrl.models.qwen2_vl import Qwen2VL, Qwen25VL
@@ -179,6 +180,7 @@ def _load_model(path: str | Path, *, family: str | None, dtype: str) -> Checkpoi
     if built.blockwise:
         for tower in built.towers(model):
             use_blocks(tower)
+            use_matrix_patches(tower)
     if not built.recurrent:
         use_shared_prefix(built.text_model(model))
     return Checkpoint(
