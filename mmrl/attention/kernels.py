@@ -38,12 +38,15 @@ def kernel_for(query: Tensor) -> Kernel:
     return PLAIN
 
 
-def masked_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(out_BHQD, lse_BHQ) under a mask that is True where a query sees a key; each must see one. No gradients."""
+def masked_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(out_BHQD, lse_BHQ) under a bias that is -inf where a query does not see a key; each must see one. No gradients.
+
+    Args:
+        bias: (B, 1, Q, S), of the queries' type.
+    """
     if q.device.type == "cpu":
-        added = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
-        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=added, scale=scale)
-    return _mixed(_scores(q, k, False, scale).masked_fill(~mask, float("-inf")), v)
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
+    return _mixed(_scores(q, k, False, scale) + bias, v)
 
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ def prefix_attention(
     query_BHQD: Tensor,
     key_BKSD: Tensor,
     value_BKSD: Tensor,
-    mask_B1QS: Tensor,
+    bias_B1QS: Tensor,
     prefixes: SharedPrefixes,
     layer: int,
     scale: float,
@@ -132,8 +132,8 @@ def prefix_attention(
     """(B, H, Q, D) outputs over prompts and own keys; no gradients.
 
     Args:
-        mask_B1QS: True where a query sees an own key; each must see one.
+        bias_B1QS: 0 where a query sees an own key, else -inf; each must see one.
     """
-    out, lse = masked_forward(query_BHQD, key_BKSD, value_BKSD, mask_B1QS, scale)
+    out, lse = masked_forward(query_BHQD, key_BKSD, value_BKSD, bias_B1QS, scale)
     merge(out, lse, *prefixes.attend(query_BHQD, layer, scale))
     return out

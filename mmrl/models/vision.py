@@ -39,12 +39,14 @@ class Patching:
 
         Patches of one merged token are neighbours, as the tower's merger expects. An image is a still video.
         """
-        still = medium.data[None].repeat(self.temporal, 0) if medium.kind == "image" else medium.data
-        frames = torch.tensor(still, dtype=torch.float32).permute(0, 3, 1, 2) / 255
-        frames = (frames - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+        still = medium.kind == "image"
+        frames = torch.tensor(medium.data[None] if still else medium.data, dtype=torch.float32).div_(255)
+        frames = frames.sub_(torch.tensor(self.mean)).div_(torch.tensor(self.std)).permute(0, 3, 1, 2)
+        if still:
+            frames = frames.expand(self.temporal, -1, -1, -1)
         t, h, w = self.grid(medium)
         p, m = self.patch, self.merge
-        cut = frames.view(t, self.temporal, 3, h, m, p, w, m, p)
+        cut = frames.unflatten(3, (w, m, p)).unflatten(2, (h, m, p)).unflatten(0, (t, self.temporal))
         # to (t, h, w, m, m, C, temporal, p, p)
         return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 3 * self.temporal * p * p)
 

@@ -123,7 +123,11 @@ def _save_picture(path: Path, pixels: np.ndarray, side: int) -> None:
     image = Image.fromarray(pixels)
     image.thumbnail((side, side))
     encoded = io.BytesIO()
-    image.save(encoded, format="PNG" if path.suffix == ".png" else "JPEG", quality=85)
+    # A run waits for this: the fastest level writes files a fifth larger in a third of the time.
+    options: dict[str, Any] = (
+        {"format": "PNG", "compress_level": 1} if path.suffix == ".png" else {"format": "JPEG", "quality": 85}
+    )
+    image.save(encoded, **options)
     _write(path, encoded.getvalue())
 
 

@@ -125,8 +125,8 @@ class Rows:
         embeds = model.get_input_embeddings()(chosen_B)[:, None]
         inputs = Embedded(embeds_BTD=embeds, positions_3BT=self.next_B.expand(3, -1)[:, :, None])
         self.valid_BT = torch.cat([self.valid_BT, self.valid_BT.new_ones((len(chosen_B), 1))], dim=1)
-        mask = self.valid_BT[:, None, None, :]
-        states = self.network.family.hidden_states(model, inputs, mask, self.cache, **attention(self.prefixes))
+        mask, more = attention(self.valid_BT[:, None, None, :], self.prefixes, embeds.dtype)
+        states = self.network.family.hidden_states(model, inputs, mask, self.cache, **more)
         self.hidden_BD, self.next_B = states[:, -1], self.next_B + 1
 
     def kv(self, row: int) -> torch.Tensor:
@@ -137,8 +137,14 @@ class Rows:
         )
 
 
-def attention(prefixes: SharedPrefixes | None) -> dict[str, Any]:
-    return {} if prefixes is None else {"prefixes": prefixes}
+def attention(
+    mask: torch.Tensor, prefixes: SharedPrefixes | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """(mask, further arguments) of `hidden_states`; beside prompts a mask is what is added to the scores."""
+    if prefixes is None:
+        return mask, {}
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+    return bias, {"prefixes": prefixes}
 
 
 def start_rows(network: Network, prompts: Sequence[Episode], owner_B: Sequence[int]) -> Rows:
@@ -212,14 +218,8 @@ def continue_rows(network: Network, episodes: Sequence[Episode]) -> Rows:
         media += shown(episode, row, max(new) - len(episode.ids), first=len(episode.ids) - count)
     valid = valid.to(network.model.device)
     inputs, cache, prefixes = network.embed(ids, positions, media), _past(network, episodes), _prefixes(episodes)
-    hidden = network.family.hidden_states(
-        network.model,
-        inputs,
-        prefill_mask(valid, max(new)),
-        cache,
-        valid[:, -max(new) :],
-        **attention(prefixes),
-    )
+    mask, more = attention(prefill_mask(valid, max(new)), prefixes, inputs.embeds_BTD.dtype)
+    hidden = network.family.hidden_states(network.model, inputs, mask, cache, valid[:, -max(new) :], **more)
     return Rows(network, cache, valid, inputs.positions_3BT[:, :, -1].amax(0) + 1, hidden[:, -1], prefixes)
 
 

@@ -26,6 +26,27 @@ class Size:
 SIZES = {
     "tiny": Size(
         text={
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+        },
+        vision={
+            "depth": 3,
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_heads": 2,
+            "out_hidden_size": 128,
+            "window_size": 112,
+            "fullatt_block_indexes": [2],
+        },
+        vocab_size=VOCABULARY,
+        dtype="float32",
+    ),
+    "small": Size(
+        text={
             "hidden_size": 256,
             "intermediate_size": 1024,
             "num_hidden_layers": 4,

@@ -34,7 +34,7 @@ def run_config(setup: Setup) -> RunConfig:
     stage = {
         "type": "grpo",
         "rows": str(setup.folder / "rows.jsonl"),
-        "steps": 1,
+        "steps": 1000,  # a step is not the last: its successor's images are decoded meanwhile
         "prompts_per_step": 1,
         "group_size": setup.case.group_size,
         "freeze": ["model.visual.*"] if setup.freeze_vision else [],

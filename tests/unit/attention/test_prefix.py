@@ -50,7 +50,8 @@ def test_rows_see_their_own_prompt_and_their_own_keys(lengths, owners, new):
     mask[..., -1] = True
     shared = SharedPrefixes(prefixes, owners)
     for layer in range(LAYERS):
-        ours = prefix_attention(query, key, value, mask, shared, layer, 0.3)
+        bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+        ours = prefix_attention(query, key, value, bias, shared, layer, 0.3)
         theirs = copied(query, key, value, mask, prefixes, owners, layer)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
