@@ -19,7 +19,6 @@ from mmrl.attention.tree import Node
 from mmrl.train.rows import micro_batches
 from mmrl.types import MediaSpan, Row
 
-NODE_COST = 0
 MIN_SHARED = 8
 """Tokens that rows must share beyond what they share already, to be worth a node of the tree."""
 
@@ -47,10 +46,12 @@ class Arranged:
     shared: list[int]
     """Tokens that each row, in that order, shares with the one before it."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Of all rows, shared ones once."""
-        return sum(map(len, self.keys)) - sum(self.shared)
+    def length(self, place: int) -> int:
+        return len(self.keys[self.order[place]])
+
+    def num_tokens(self, batch: range) -> int:
+        """Of the rows at these places, shared ones once."""
+        return sum(map(self.length, batch)) - sum(self.shared[i] for i in batch[1:])
 
 
 def arrange(rows: Sequence[Row]) -> Arranged:
@@ -88,32 +89,31 @@ def plan(rows: Sequence[Row], max_tokens: int, *, sharing: bool) -> list[MicroBa
     if not sharing or not rows:
         return [MicroBatch(tuple(batch), packed=False) for batch in padded]
     arranged = arrange(rows)
-    packed = shared_batches(arranged, max_tokens)
+    batches = shared_batches(arranged, max_tokens)
     apart = sum(len(batch) * max(len(rows[i].ids_T) for i in batch) for batch in padded)
-    together = arranged.num_tokens + NODE_COST * len(rows)
-    if apart <= together:
+    if apart <= sum(map(arranged.num_tokens, batches)):
         return [MicroBatch(tuple(batch), packed=False) for batch in padded]
-    return [MicroBatch(tuple(batch), packed=True) for batch in packed]
+    return [MicroBatch(tuple(arranged.order[i] for i in batch), packed=True) for batch in batches]
 
 
-def shared_batches(arranged: Arranged, max_tokens: int) -> list[list[int]]:
-    """Indices of rows in batches of up to `max_tokens` packed tokens, or twice their longest row if that is more.
+def shared_batches(arranged: Arranged, max_tokens: int) -> list[range]:
+    """Batches, as places in the order, of up to `max_tokens` packed tokens, or twice their longest row if that is more.
 
     A batch ends where its rows have least in common with the next, so that groups stay whole where they can: a
     beginning that lies in two batches is computed twice.
     """
-    order, shared = arranged.order, arranged.shared
+    shared = arranged.shared
     batches, start, total, longest, i = [], 0, 0, 0, 0
-    while i < len(order):
-        length = len(arranged.keys[order[i]])
+    while i < len(shared):
+        length = arranged.length(i)
         new = length if i == start else length - shared[i]
         if i > start and total + new > max(max_tokens, 2 * max(longest, length)):
             end = min(range(start + 1, i + 1), key=lambda j: (shared[j], -j))
-            batches.append(order[start:end])
+            batches.append(range(start, end))
             start, total, longest, i = end, 0, 0, end
         else:
             total, longest, i = total + new, max(longest, length), i + 1
-    return [*batches, order[start:]]
+    return [*batches, range(start, len(shared))]
 
 
 class _Packing:
