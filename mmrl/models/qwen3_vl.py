@@ -65,8 +65,10 @@ class Qwen3VL(Qwen25VL):
         if not media:
             return []
         output = self.tower_output(model, media)
-        levels = zip(output.pooler_output, *output.deepstack_features, strict=True)
-        return [torch.cat(features, dim=1) for features in levels]
+        sizes = [len(features) for features in output.pooler_output]
+        # transformers up to 5.17 leaves the levels of all media in one tensor.
+        deep = [level.split(sizes) if torch.is_tensor(level) else level for level in output.deepstack_features]
+        return [torch.cat(features, dim=1) for features in zip(output.pooler_output, *deep, strict=True)]
 
 
 class Qwen35(Qwen3VL):

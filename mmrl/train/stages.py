@@ -163,7 +163,7 @@ class Grpo:
         strict = self.config.epochs == self.config.minibatches == 1
         old_N = None if strict else self.engine.logprobs(batch.rows, batch.media)
         ref_N = None
-        if self.reference is not None:
+        if self.reference is not None and self.config.kl_beta.at(number) > 0:
             self.reference.temperature = self.engine.temperature
             ref_N = self.reference.logprobs(batch.rows, batch.media).double()
         parts = [

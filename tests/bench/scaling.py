@@ -46,7 +46,7 @@ def updates(name: str) -> list[Point]:
         return [_point(tokens, 8, 32, compare=tokens == 4096) for tokens in (512, 1024, 2048, 4096, 8192, 16384, 32768)]
     if name == "group":
         return [_point(8192, group, 16) for group in (2, 4, 8, 16, 32)]
-    return [_point(32 + frames * FRAME_TOKENS, 8, 32, frames=frames) for frames in (8, 32, 128, 512)]
+    return [_point(32 + frames * FRAME_TOKENS, 8, 32, frames=frames) for frames in (8, 64, 256, 1024)]
 
 
 def _point(prompt: int, group: int, response: int, *, frames: int | None = None, compare: bool = False) -> Point:
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as root:
         write_checkpoint(SIZES[options.size], Path(root) / "model")
-        for name in options.table or TABLES:
+        for name in options.table or (["prompt"] if options.case else TABLES):
             found = []
             for result in rows(name, options, Path(root)):
                 found.append(result | {"table": name} | facts(options))
@@ -76,11 +76,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m tests.bench.scaling", description=__doc__.split("\n\n")[0])
-    found.add_argument("--table", action="append", choices=TABLES, help="which tables; all by default")
+    found.add_argument(
+        "--table", action="append", choices=TABLES, help="which tables; all by default, and one for --case"
+    )
     found.add_argument(
         "--case", action="append", type=Case.parse, metavar="P,G,R", help="updates in place of a table's"
     )
-    found.add_argument("--max-tokens", type=int, default=1 << 15, help="longest prompt that is measured")
+    found.add_argument("--max-tokens", type=int, default=1 << 16, help="longest prompt that is measured")
     found.add_argument("--padded", action="store_true", help="measure the padded way too")
     found.add_argument("--repeats", type=int, default=3, help="timed updates or steps of each case")
     add_common(found)

@@ -165,7 +165,7 @@ def compare(found: dict[str, dict[str, Any]], case: Case) -> dict[str, Any]:
         "mmrl_s": mine["step_s"],
         "trl_s": other and other["step_s"],
         "speedup": other and other["step_s"] / mine["step_s"],
-        "memory_ratio": other and other["peak_bytes"] / mine["peak_bytes"],
+        "memory_ratio": other and mine["peak_bytes"] / other["peak_bytes"],
         "ideal_flops": ideal,
         **found,
     }
@@ -181,7 +181,7 @@ def describe(result: dict[str, Any]) -> str:
         table(("", *sides), [(title, *(show(side) for side in sides.values())) for title, show in LINES]),
     ]
     if "trl" in sides:
-        lines.append(f"speedup {result['speedup']:.2f}x, peak memory {result['memory_ratio']:.2f}x less")
+        lines.append(f"speedup {result['speedup']:.2f}x, {result['memory_ratio']:.3f} of the peak memory")
     return "\n\n".join([*lines, _phases(result, sides)])
 
 
