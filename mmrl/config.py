@@ -86,10 +86,12 @@ def constant(value: float) -> Schedule:
 
 class LoraSection(Model):
     rank: int = Field(default=16, ge=1)
+    """Of the two matrices that make up a layer's change."""
     alpha: int = Field(default=32, ge=1)
     """What an adapter adds is scaled by alpha / rank."""
     targets: list[str] | None = Field(default=None, min_length=1)
-    """Linear layers that get one: patterns over their names; None is every one of the text model."""
+    """Linear layers that get one, by patterns for their whole names, e.g. "*.q_proj"; None is every one of the text
+    model. The head gets none."""
 
 
 class ModelSection(Model):
@@ -125,7 +127,8 @@ class CacheSection(Model):
     chunk_tokens: int = Field(default=4096, ge=1)
     """Tokens that go through a media tower at once."""
     folder: str | None = None
-    """Folder where features of frozen towers are kept between runs, which may share it; None keeps none on disk."""
+    """Folder where features are kept between runs, which may share it; None keeps none on disk. Only those of a tower
+    that no stage trains so far."""
     disk_bytes: int = Field(default=50 << 30, ge=0)
     """Bytes of features that are kept there."""
 

@@ -34,6 +34,7 @@ class Processor(Protocol):
     """Decodes one kind of medium, safely: caps are read from the header before anything is allocated.
 
     Processors are frozen dataclasses: `dataclasses.replace(video, frames=32)` is the same one that looks more closely.
+    Several threads may load at once.
     """
 
     def load(self, ref: MediaRef) -> Media:

@@ -16,6 +16,8 @@ import torch
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
+MAX_SCORES = 1 << 26
+"""Scores under a bias that are held at once, where a device has no kernel for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,25 @@ def masked_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) 
     """
     if q.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
-    return _mixed(_scores(q, k, False, scale) + bias, v)
+    return written_out(q, k, v, bias, scale)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The same without a kernel, row by row where the scores are many."""
+    rows = max(1, MAX_SCORES // (q.shape[1] * q.shape[2] * k.shape[2]))
+    parts = zip(q.split(rows), k.split(rows), v.split(rows), bias.split(rows), strict=True)
+    found = [_biased(*part, scale) for part in parts]
+    return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
+
+
+def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Heads that share keys are computed as more queries of one head: no key is copied."""
+    groups, queries = k.shape[1], q.shape[2]
+    folded = q.unflatten(1, (groups, -1)).flatten(2, 3)
+    scores = (folded @ k.mT).to(lse_dtype(q)) * scale + bias.to(lse_dtype(q)).repeat(1, 1, q.shape[1] // groups, 1)
+    lse = scores.logsumexp(-1)
+    out = (scores - lse[..., None]).exp().to(v) @ v
+    return out.unflatten(2, (-1, queries)).flatten(1, 2), lse.unflatten(2, (-1, queries)).flatten(1, 2)
 
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -119,7 +139,8 @@ def _efficient_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, groups = q.shape[1], k.shape[1]
-    padded = torch.nn.functional.pad(lse, (0, -q.shape[2] % 32), value=float("inf"))  # the kernel's own alignment
+    # The kernel's own alignment; it reads rows of a gathered lse as if they were contiguous.
+    padded = torch.nn.functional.pad(lse.contiguous(), (0, -q.shape[2] % 32), value=float("inf"))
     seed = torch.zeros((), dtype=torch.int64, device=q.device)
     d_q, d_k, d_v, _ = aten._scaled_dot_product_efficient_attention_backward(
         d_out,
@@ -167,7 +188,11 @@ def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
     if causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(hidden, float("-inf"))
-    return scores if scores.dtype == torch.float64 else scores.float()
+    return scores.to(lse_dtype(q))
+
+
+def lse_dtype(states: Tensor) -> torch.dtype:
+    return torch.float64 if states.dtype == torch.float64 else torch.float32
 
 
 def _repeated(states_BKSD: Tensor, heads: int) -> Tensor:

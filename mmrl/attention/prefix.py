@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmrl.attention.kernels import kernel_for, masked_forward
+from mmrl.attention.kernels import kernel_for, lse_dtype, masked_forward
 from mmrl.attention.tree import merge
 
 Tensor = torch.Tensor
@@ -79,7 +79,7 @@ class SharedPrefixes:
     def attend(self, query_BHQD: Tensor, layer: int, scale: float) -> tuple[Tensor, Tensor]:
         """((B, H, Q, D) outputs, (B, H, Q) log-sum-exps) over the prompts' keys."""
         kernel = kernel_for(query_BHQD)
-        out, lse = torch.empty_like(query_BHQD), query_BHQD.new_empty(query_BHQD.shape[:3], dtype=torch.float32)
+        out, lse = torch.empty_like(query_BHQD), query_BHQD.new_empty(query_BHQD.shape[:3], dtype=lse_dtype(query_BHQD))
         for stack in self._stacks:
             group = stack.index_NG.shape[1]
             query = query_BHQD[stack.index_NG].transpose(1, 2).flatten(2, 3)  # (N, H, G * Q, D)

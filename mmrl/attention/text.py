@@ -24,6 +24,7 @@ def text_attention(
     scaling: float,
     tree: Tree | None = None,
     prefixes: SharedPrefixes | None = None,
+    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """((B, T, H, D) outputs, None). What is more than plain attention rides in the keywords of the model's forward.
@@ -31,7 +32,9 @@ def text_attention(
     Args:
         tree: of a packed sequence, B = 1; keys are those of its tokens.
         prefixes: prompts that the rows see beside the keys that are given.
+        dropout: not done: a policy is trained as it was sampled.
     """
+    del dropout
     if tree is not None:
         return tree_attention(query_BHTD, key_BKSD, value_BKSD, tree, scaling).transpose(1, 2), None
     if prefixes is not None:

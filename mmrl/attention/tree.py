@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mmrl.attention.kernels import Kernel, kernel_for
+from mmrl.attention.kernels import Kernel, kernel_for, lse_dtype
 
 Tensor = torch.Tensor
 MAX_WASTE = 1.5
@@ -117,7 +117,7 @@ class _TreeAttention(torch.autograd.Function):
         kernel = kernel_for(query)
         # In memory (1, T, H, D): what the kernels write and the output projection reads.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        lse = query.new_empty(query.shape[:3], dtype=_lse_dtype(query))
+        lse = query.new_empty(query.shape[:3], dtype=lse_dtype(query))
         for part in tree.parts:
             part_out, part_lse = kernel.forward(part.take(query), part.take(key), part.take(value), True, scale)
             part.put(out, part_out)
@@ -163,7 +163,3 @@ def merge(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
     total = torch.logaddexp(lse, part_lse)
     out.copy_(out * (lse - total).exp()[..., None] + part_out * (part_lse - total).exp()[..., None])
     lse.copy_(total)
-
-
-def _lse_dtype(states: Tensor) -> torch.dtype:
-    return torch.float64 if states.dtype == torch.float64 else torch.float32

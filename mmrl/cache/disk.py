@@ -92,7 +92,7 @@ class DiskTier:
             if not is_cache(self.folder):
                 raise OSError(f"its {MANIFEST} is not that of features of format {FORMAT['format_version']}")
         except OSError as error:
-            self.tell(f"cache.folder {self.folder}: not used ({error}); name an empty or a new folder")
+            self.tell(f"cache.folder {self.folder}: not used ({error}); name a new folder, or one of an earlier run")
             return False
         return True
 

@@ -123,10 +123,11 @@ class FeatureCache:
 
     def _encode(self, parts: Mapping[str, Media], *, with_graph: bool) -> None:
         sizes = [self.family.tower_tokens(part) for part in parts.values()]
-        again = self._kept_tokens + sum(sizes) > self.chunk_tokens
-        if with_graph and not again:
-            self._kept_tokens += sum(sizes)
         for chunk in chunks(list(parts.values()), sizes, self.chunk_tokens):
+            tokens = sum(self.family.tower_tokens(part) for part in chunk)
+            again = self._kept_tokens + tokens > self.chunk_tokens
+            if with_graph and not again:
+                self._kept_tokens += tokens
             for part, output in zip(chunk, self._run(chunk, with_graph, again), strict=True):
                 if with_graph:
                     self._live[part.key] = output

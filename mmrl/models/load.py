@@ -182,7 +182,9 @@ def _load_model(path: str | Path, *, family: str | None, dtype: str) -> Checkpoi
             use_blocks(tower)
             use_matrix_patches(tower)
     if not built.recurrent:
-        use_shared_prefix(built.text_model(model))
+        text = built.text_model(model)
+        refuse_sliding(text.config)
+        use_shared_prefix(text)
     return Checkpoint(
         model=model,
         family=built,
@@ -190,6 +192,12 @@ def _load_model(path: str | Path, *, family: str | None, dtype: str) -> Checkpoi
         config=config,
         processor=processor,
     )
+
+
+def refuse_sliding(config: Any) -> None:
+    """ConfigError for a text model with sliding windows, which nothing here computes."""
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ConfigError("model.path: the text model attends in sliding windows; only full attention is supported")
 
 
 def find_kind(name: str) -> Kind:

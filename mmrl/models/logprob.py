@@ -20,7 +20,10 @@ CHUNK_LOGITS, MIN_ROWS = 1 << 22, 256
 
 def head_logits(head: Any, hidden_ND: Tensor) -> Tensor:
     """(N, V) logits, added up in float32."""
-    weight = head.weight
+    return _logits(head.weight, hidden_ND)
+
+
+def _logits(weight: Tensor, hidden_ND: Tensor) -> Tensor:
     if weight.dtype in (torch.float32, torch.float64):
         return linear(hidden_ND, weight)
     if weight.is_cuda:
@@ -61,13 +64,13 @@ class _TargetLogprobs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, reserved: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         ctx.temperature, ctx.reserved = temperature, reserved
-        wide = _wide(weight)
         parts = []
         for rows in _chunks(len(hidden), len(weight)):
-            logprobs, probs = _distribution(_wide(hidden[rows]), wide, temperature, reserved)
+            logprobs = processed_logprobs(_logits(weight, hidden[rows]), temperature, reserved)
             chosen = logprobs.gather(1, target[rows, None])[:, 0]
-            parts.append((chosen, -(probs * logprobs).sum(1)))
-        empty = wide.new_empty(0)
+            probs = logprobs.exp()
+            parts.append((chosen, -(probs * _finite(logprobs, reserved)).sum(1)))
+        empty = hidden.new_empty(0, dtype=_wide_dtype(weight))
         chosen, entropies = (torch.cat(column) for column in zip((empty, empty), *parts, strict=True))
         ctx.save_for_backward(hidden, weight, target, entropies)
         return chosen, entropies
@@ -76,38 +79,32 @@ class _TargetLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, target, entropies = ctx.saved_tensors
         d_chosen, d_entropies = grads
-        wide = _wide(weight)
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(wide)
+        wide, trained = weight.to(_wide_dtype(weight)), ctx.needs_input_grad[1]
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(wide) if trained else None
         for rows in _chunks(len(hidden), len(weight)):
-            inputs = _wide(hidden[rows])
-            logprobs, probs = _distribution(inputs, wide, ctx.temperature, ctx.reserved)
+            logprobs = processed_logprobs(_logits(weight, hidden[rows]), ctx.temperature, ctx.reserved)
+            probs, logprobs = logprobs.exp(), _finite(logprobs, ctx.reserved)
             pull = d_chosen[rows, None] + d_entropies[rows, None] * (logprobs + entropies[rows, None])
             d_logits = probs.mul_(pull).neg_()
             d_logits.scatter_add_(1, target[rows, None], d_chosen[rows, None])
             d_logits /= ctx.temperature
             d_hidden[rows] = (d_logits @ wide).to(hidden.dtype)
-            if ctx.needs_input_grad[1]:
-                d_weight.addmm_(d_logits.t(), inputs)
-        return d_hidden, d_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None, None, None, None
+            if d_weight is not None:
+                d_weight.addmm_(d_logits.t(), hidden[rows].to(wide.dtype))
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
 
 
-def _distribution(
-    hidden: Tensor, weight: Tensor, temperature: float, reserved: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """(log-probs, probs), each (N, V). A suppressed id has probability 0 and, for finite products, log-prob 0."""
-    logprobs = processed_logprobs(linear(hidden, weight), temperature, reserved)
-    probs = logprobs.exp()
-    if reserved:
-        logprobs.index_fill_(1, _index(reserved, logprobs), 0.0)
-    return logprobs, probs
+def _finite(logprobs: Tensor, reserved: tuple[int, ...]) -> Tensor:
+    """For products with probabilities, in place: that of a suppressed id is 0, and 0 * -inf would be NaN."""
+    return logprobs.index_fill_(1, _index(reserved, logprobs), 0.0) if reserved else logprobs
 
 
 def _index(ids: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor(ids, device=like.device)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _wide_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _chunks(rows: int, vocabulary: int) -> list[slice]:

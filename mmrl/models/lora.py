@@ -58,13 +58,14 @@ def target_layers(model: Any, text_model: torch.nn.Module, patterns: Sequence[st
     """Names of the linear layers to adapt. The head is none of them: it may share its weights with the embeddings."""
     head, text = model.get_output_embeddings(), {id(module) for module in text_model.modules()}
     layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    example = next((name for name, layer in layers.items() if id(layer) in text), "")
     if patterns is None:
         return [name for name, layer in layers.items() if id(layer) in text]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in layers):
             raise ConfigError(
-                f"model.lora.targets: {pattern!r} matches no linear layer, of which the head is none; "
-                f"names look like {next(iter(layers))!r}"
+                f"model.lora.targets: {pattern!r} is the whole name of no linear layer that takes an adapter (the head "
+                f"takes none); write '*.q_proj' for all of a kind; names look like {example!r}"
             )
     return [name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
@@ -106,6 +107,8 @@ def load_adapter(model: Any, folder: Path, section: LoraSection | None = None) -
         _inject(model, config)
     except ValueError as error:
         raise ConfigError(f"{folder}: the adapter does not fit the model: {str(error).splitlines()[0]}") from None
+    if hasattr(model.get_output_embeddings(), "base_layer"):
+        raise ConfigError(f"{folder}: the adapter changes the head, which may be tied to the embeddings; not supported")
     write_adapter(model, read_adapter(folder), folder)
     return config
 

@@ -7,6 +7,7 @@ batch as they finish. An episode's own keys stay until its release: a later turn
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +18,8 @@ from mmrl.cache.features import FeatureCache
 from mmrl.protocols import Completion, ModelFamily, Request
 from mmrl.rollout.inflight import Episode, Network, continue_rows, start_rows
 from mmrl.rollout.writer import Writer
+
+Waiting = tuple[Request, asyncio.Future[Completion]]
 
 
 class HFEngine:
@@ -37,7 +40,7 @@ class HFEngine:
         # Off the event loop, tools run while tokens are decoded; one thread, since each has its own OpenMP pool.
         self._thread = None if deterministic else ThreadPoolExecutor(1)
         self._episodes: dict[str, Episode] = {}
-        self._waiting: dict[str, tuple[Request, asyncio.Future[Completion]]] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._wave: asyncio.Task[None] | None = None
 
     def open(self, episode: str) -> None:
@@ -72,12 +75,12 @@ class HFEngine:
         fresh = [item for item in wave if not self._episodes[item[0].episode].held]
         going_on = [item for item in wave if self._episodes[item[0].episode].held]
         for part in (fresh, going_on):
-            for at in range(0, len(part), self.batch_size):
-                await self._answer(part[at : at + self.batch_size])
+            for batch in _batches(part, self.batch_size):
+                await self._answer(batch)
         self._wave = None
         self._start_wave()
 
-    async def _answer(self, batch: Sequence[tuple[Request, asyncio.Future[Completion]]]) -> None:
+    async def _answer(self, batch: Sequence[Waiting]) -> None:
         requests = [request for request, _ in batch]
         try:
             if self._thread is None:
@@ -118,13 +121,26 @@ class HFEngine:
         ]
 
 
+def _batches(wave: Sequence[Waiting], size: int) -> list[list[Waiting]]:
+    """Batches of up to `size` requests. A group is cut only where it is larger: its prompt is computed in each."""
+    batches: list[list[Waiting]] = []
+    for _, group in itertools.groupby(wave, key=lambda item: item[0].group):
+        siblings = list(group)
+        if not batches or len(batches[-1]) + len(siblings) > size:
+            batches += [siblings[at : at + size] for at in range(0, len(siblings), size)]
+        else:
+            batches[-1] += siblings
+    return batches
+
+
 def _distinct(requests: Sequence[Request], episodes: Sequence[Episode]) -> tuple[list[int], list[int]]:
     """(first request of each distinct start, index of its start for every request)."""
     starts: dict[Any, int] = {}
     firsts: list[int] = []
     index = []
     for number, (request, episode) in enumerate(zip(requests, episodes, strict=True)):
-        name = request.group if len(episode.ids) == len(request.new.ids) else number
+        is_prompt = len(episode.ids) == len(request.new.ids)
+        name = (request.group, request.new) if is_prompt else number
         if starts.setdefault(name, len(firsts)) == len(firsts):
             firsts.append(number)
         index.append(starts[name])

@@ -131,10 +131,9 @@ class Rows:
 
     def kv(self, row: int) -> torch.Tensor:
         """(L, 2, H, T, D) of one row's own keys and values, without padding."""
-        valid = self.valid_BT[row]
-        return torch.stack(
-            [torch.stack([layer.keys[row][:, valid], layer.values[row][:, valid]]) for layer in self.cache.layers]
-        )
+        own = self.valid_BT[row].nonzero()[:, 0]
+        layers = [torch.stack([layer.keys[row], layer.values[row]]) for layer in self.cache.layers]
+        return torch.stack([states.index_select(2, own) for states in layers])
 
 
 def attention(

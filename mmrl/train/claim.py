@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,8 +16,11 @@ from mmrl.versions import versions
 
 TEST_TIME = "test_time.json"
 """What the test-time strategies reached, in a run's directory."""
-FREE = ("checkpoint.", "report.", "threads", "data.prefetch_steps")
-"""Keys that may change between a run's start and its continuation."""
+FREE = re.compile(
+    r"checkpoint\..*|report\..*|threads|data\.prefetch_steps|cache\..*"
+    r"|stages\.\d+\.(micro_batch_tokens|activation_checkpointing)"
+)
+"""Keys that may change between a run's start and its continuation: they bear on speed and memory."""
 
 
 def claim(store: RunStore, config: RunConfig) -> None:
@@ -30,7 +34,7 @@ def claim(store: RunStore, config: RunConfig) -> None:
     if path.exists() and (store.path / "metrics.jsonl").exists():
         changed = differences(yaml.safe_load(path.read_text()), yaml.safe_load(text))
         last_steps = f"stages.{len(config.stages) - 1}.steps"
-        refused = [line for key, line in changed.items() if key != last_steps and not key.startswith(FREE)]
+        refused = [line for key, line in changed.items() if key != last_steps and not FREE.fullmatch(key)]
         if refused:
             raise ConfigError(
                 f"{store.path} holds a run of another configuration ({'; '.join(refused[:3])}): "

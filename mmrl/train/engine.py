@@ -34,7 +34,7 @@ class TorchEngine:
 
     Args:
         optimizer: None for a model that only gives log-probs.
-        micro_batch_tokens: tokens in one forward.
+        micro_batch_tokens: tokens in one forward, shared ones counted once.
         max_grad_norm: gradients are scaled down to this norm.
         features: encoded media, shared with the rollout engine.
         sharing: False computes every row by itself.

@@ -29,10 +29,14 @@ def export(run: Path, to: Path, *, checkpoint: str = "last", adapter: bool = Fal
         raise ConfigError(f"--adapter: {run} was trained without model.lora and holds whole models")
     part = to.with_name(f"{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--to: {to} cannot be written ({error.strerror})") from None
     if has_adapter and not adapter:
         _save_merged(run, model, part)
     else:
-        shutil.copytree(model, part)
+        shutil.copytree(model, part, dirs_exist_ok=True)
     part.replace(to)
     return found
 
@@ -45,7 +49,7 @@ def find_checkpoint(run: Path, name: str) -> Path:
     found = {path.name: path for path in checkpoints.complete(folder)}
     path = found.get((folder / name).resolve().name)
     if path is None:
-        raise ConfigError(f"--checkpoint: {folder} has no {name!r}; it has {', '.join(found) or 'none yet'}")
+        raise ConfigError(f"--checkpoint: {folder} has no {name!r}; it has {', '.join(found) or 'none'}")
     checkpoints.verify(path)
     return path
 

@@ -2,7 +2,7 @@
 
 Rows are sorted by their tokens, so that those that share most are neighbours. Whatever rows have in common counts: the
 prompt of a group, first turns that several siblings wrote alike, a system prompt of different rows. Two tokens are the
-same where id, medium and place in the medium are, for then all that came before gives them one state and one position.
+same where id, medium, place in the medium and position are, for then all that came before gives them one state.
 
 Shapes: T packed tokens, N targets.
 """
@@ -58,7 +58,10 @@ def arrange(rows: Sequence[Row]) -> Arranged:
     keys = [row_key(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: keys[i].tobytes())
     pairs = zip(order, order[1:], strict=False)
-    shared = [common_prefix(keys[a], keys[b]) for a, b in pairs]
+    shared = [
+        min(common_prefix(keys[a], keys[b]), common_prefix(rows[a].positions_3T.T, rows[b].positions_3T.T))
+        for a, b in pairs
+    ]
     return Arranged(keys, order, [0, *shared])
 
 
@@ -97,22 +100,26 @@ def plan(rows: Sequence[Row], max_tokens: int, *, sharing: bool) -> list[MicroBa
 
 
 def shared_batches(arranged: Arranged, max_tokens: int) -> list[range]:
-    """Batches, as places in the order, of up to `max_tokens` packed tokens, or twice their longest row if that is more.
+    """Batches, as places in the order, of up to `max_tokens` packed tokens.
 
-    A batch ends where its rows have least in common with the next, so that groups stay whole where they can: a
-    beginning that lies in two batches is computed twice.
+    A row of more goes alone, but for siblings that share half of it: they come along up to twice its length. A batch
+    ends where its rows have least in common with the next, so that groups stay whole where they can: a beginning that
+    lies in two batches is computed twice.
     """
     shared = arranged.shared
-    batches, start, total, longest, i = [], 0, 0, 0, 0
+    batches, start, total, longest, common, i = [], 0, 0, 0, 0, 0
     while i < len(shared):
         length = arranged.length(i)
         new = length if i == start else length - shared[i]
-        if i > start and total + new > max(max_tokens, 2 * max(longest, length)):
+        longest = max(longest, length)
+        common = length if i == start else min(common, shared[i])
+        limit = max(max_tokens, 2 * longest) if 2 * common >= longest else max_tokens
+        if i > start and total + new > limit:
             end = min(range(start + 1, i + 1), key=lambda j: (shared[j], -j))
             batches.append(range(start, end))
             start, total, longest, i = end, 0, 0, end
         else:
-            total, longest, i = total + new, max(longest, length), i + 1
+            total, i = total + new, i + 1
     return [*batches, range(start, len(shared))]
 
 
@@ -196,5 +203,5 @@ def _span_key(span: MediaSpan) -> np.uint64:
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     """How many first entries are equal."""
     length = min(len(a), len(b))
-    differ = a[:length] != b[:length]
+    differ = (a[:length] != b[:length]).reshape(length, -1).any(1)
     return int(differ.argmax()) if differ.any() else length

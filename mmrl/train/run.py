@@ -116,6 +116,8 @@ class Run:
         optimizer = build_optimizer(parameters, section.optimizer)
         engine = self._engine(self.session.checkpoint.model, section, optimizer, self.session.runner.engine.features)
         engine.checkpoint_activations(section.activation_checkpointing)
+        if self.config.cache.folder and engine.trains_vision:
+            self.progress.print(f"cache.folder: unused from {stage_name(section)} on, which trains the media encoder")
         stage: Sft | Grpo
         if isinstance(section, SftStage):
             stage = Sft(self.session, section, engine)
@@ -135,13 +137,15 @@ class Run:
         optimizer: torch.optim.Optimizer | None,
         features: FeatureCache | None,
     ) -> TorchEngine:
+        cache, family = self.config.cache, self.session.checkpoint.family
+        own = FeatureCache(model, family, memory_bytes=cache.memory_bytes, chunk_tokens=cache.chunk_tokens)
         return TorchEngine(
             model,
-            self.session.checkpoint.family,
+            family,
             optimizer,
             micro_batch_tokens=section.micro_batch_tokens,
             max_grad_norm=section.optimizer.max_grad_norm,
-            features=features,
+            features=features or own,
         )
 
     def _reference(self, section: GrpoStage, engine: TorchEngine, *, resumed: bool) -> TorchEngine | AdapterReference:

@@ -17,6 +17,7 @@ from mmrl.cache.features import FeatureCache
 from mmrl.cache.media import SHARED, MediaLoader
 from mmrl.config import CacheSection, RowsFile, RunConfig
 from mmrl.data.dataset import BadRows, Dataset, Mixture, RowSource, build_processors
+from mmrl.errors import ConfigError
 from mmrl.models.load import Checkpoint, load_checkpoint
 from mmrl.protocols import Processor, RewardContext
 from mmrl.resolve import build
@@ -146,6 +147,10 @@ def open_session(
 def _features(config: CacheSection, checkpoint: Checkpoint, tell: Callable[[str], None]) -> FeatureCache:
     model, family, disk = checkpoint.model, checkpoint.family, None
     if config.folder is not None:
+        try:
+            Path(config.folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cache.folder: {config.folder} cannot be made ({error.strerror})") from None
         disk = DiskTier(Path(config.folder), config.disk_bytes, tower_version(model, family), tell=tell)
     return FeatureCache(model, family, memory_bytes=config.memory_bytes, chunk_tokens=config.chunk_tokens, disk=disk)
 

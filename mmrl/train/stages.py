@@ -83,8 +83,10 @@ class Sft:
         media = {key: medium for example in examples for key, medium in example.media.items()}
         trajectory_N = np.repeat(np.arange(len(rows)), [len(row.target_N) for row in rows])
         coef_N = coefficients("token_mean", trajectory_N, np.arange(len(rows)))
+        before = self.engine.features.encoded
         metrics = self.engine.update(rows, media, SftLoss(coef_N=torch.from_numpy(coef_N)))
-        return metrics | {"tokens": float(sum(len(row.ids_T) for row in rows))}
+        encoded = float(self.engine.features.encoded - before)
+        return metrics | {"tokens": float(sum(len(row.ids_T) for row in rows)), "media_encoded": encoded}
 
     def close(self) -> None:
         self.ahead.close()
@@ -131,12 +133,13 @@ class Grpo:
         self.ahead = Prefetcher(session.media)
 
     def step(self, number: int, on_group: OnGroup) -> Metrics:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.engine.features.encoded
         self.engine.temperature = self.config.temperature.at(number)
         groups = self._rollouts(number, on_group)
         rollout_seconds = time.perf_counter() - start
         metrics = group_metrics(groups) | self._update(groups, number)
-        return metrics | {"seconds/rollout": rollout_seconds}
+        encoded = float(self.engine.features.encoded - before)
+        return metrics | {"seconds/rollout": rollout_seconds, "media_encoded": encoded}
 
     def close(self) -> None:
         self.ahead.close()

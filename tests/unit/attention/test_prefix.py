@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from mmrl.attention import kernels
+from mmrl.attention.kernels import masked_forward
 from mmrl.attention.prefix import Prefix, SharedPrefixes, prefix_attention
 
 HEADS, GROUPS, WIDTH, LAYERS = 4, 2, 8, 2
@@ -53,7 +55,7 @@ def test_rows_see_their_own_prompt_and_their_own_keys(lengths, owners, new):
         bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
         ours = prefix_attention(query, key, value, bias, shared, layer, 0.3)
         theirs = copied(query, key, value, mask, prefixes, owners, layer)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_rows_that_are_selected_keep_their_prompts():
@@ -72,3 +74,16 @@ def test_keys_of_a_long_prompt_are_not_copied():
     for (key, value), (held_key, held_value) in zip(long.layers, shared._stacks[0].layers, strict=True):
         assert held_key.data_ptr() == key.data_ptr()
         assert held_value.data_ptr() == value.data_ptr()
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
+def test_scores_that_are_written_out_equal_the_kernel(at_once, monkeypatch):
+    """What a device without a kernel for biased scores computes, a few rows at a time."""
+    torch.manual_seed(0)
+    query, key, value = made(3, HEADS, 5, WIDTH), made(3, GROUPS, 9, WIDTH), made(3, GROUPS, 9, WIDTH)
+    bias = torch.zeros(3, 1, 5, 9, dtype=torch.float64).masked_fill_(torch.rand(3, 1, 5, 9) < 0.4, float("-inf"))
+    bias[..., 0] = 0.0
+    kernel = masked_forward(query, key, value, bias, 0.3)
+    monkeypatch.setattr(kernels, "MAX_SCORES", at_once)
+    for ours, theirs in zip(kernels.written_out(query, key, value, bias, 0.3), kernel, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)

@@ -11,6 +11,7 @@ FORESTS = {
     "one row": [Node(0, 7, 7)],
     "a group": [Node(0, 9, 20), Node(9, 12, 12), Node(12, 13, 13), Node(13, 20, 20)],
     "packed groups": [Node(0, 5, 9), Node(5, 7, 7), Node(7, 9, 9), Node(9, 40, 43), Node(40, 41, 41), Node(41, 43, 43)],
+    "branches of whole blocks": [Node(0, 32, 224), Node(32, 96, 96), Node(96, 160, 160), Node(160, 224, 224)],
     "rows without a shared prefix": [Node(0, 3, 3), Node(3, 7, 7), Node(7, 20, 20)],
     "branches of branches": [
         Node(0, 6, 30),

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from mmrl.cache.features import FeatureCache
 from mmrl.errors import ConfigError
-from mmrl.models.load import find_kind, load_checkpoint
+from mmrl.models.load import find_kind, load_checkpoint, refuse_sliding
 from mmrl.protocols import Request
 from mmrl.rollout.engine_hf import HFEngine
 from mmrl.train.engine import TorchEngine
@@ -322,3 +322,9 @@ def test_a_turn_goes_on_behind_a_header_that_opens_the_thought(loaded, written, 
 def test_a_video_with_its_sound_is_refused_where_the_family_cannot_hear(loaded, name):
     with pytest.raises(ValueError, match="no video together with its sound"):
         loaded(name).family.encode_prompt(prompt(heard=True), [video(name, 0, 2), audio(0, 1.0)], ())
+
+
+def test_sliding_windows_are_refused():
+    config = type("Config", (), {"layer_types": ["full_attention", "sliding_attention"]})()
+    with pytest.raises(ConfigError, match="sliding windows"):
+        refuse_sliding(config)

@@ -62,6 +62,22 @@ def test_gradients_of_bfloat16_weights_are_rounded_once():
         assert (gradient.double() - exact).abs().max() < 2**-8 * exact.abs().max()
 
 
+def test_a_target_that_is_never_sampled_has_no_probability():
+    head = torch.nn.Linear(8, 20, bias=False)
+    logprobs, entropies = target_logprobs(head, torch.randn(2, 8), torch.tensor([RESERVED[1], 5]), 1.0, RESERVED)
+    assert logprobs[0] == float("-inf")
+    assert torch.isfinite(logprobs[1])
+    assert torch.isfinite(entropies).all()
+
+
+def test_a_frozen_head_gets_no_gradient():
+    head = torch.nn.Linear(8, 20, bias=False).requires_grad_(False)
+    hidden = torch.randn(3, 8, requires_grad=True)
+    target_logprobs(head, hidden, torch.tensor([3, 4, 5]), 1.0, RESERVED)[0].sum().backward()
+    assert head.weight.grad is None
+    assert hidden.grad.abs().sum() > 0
+
+
 def test_no_target_gives_no_value():
     head = torch.nn.Linear(8, 20, bias=False)
     hidden = torch.zeros(0, 8, requires_grad=True)

@@ -186,9 +186,9 @@ def test_the_start_depends_on_the_seed_alone(base_of):
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        (["*.q_prj"], r"'\*.q_prj' matches no linear layer, .* names look like 'model\."),
-        (["*.q_proj", "lm_head"], "'lm_head' matches no linear layer, of which the head is none"),
-        (["*.norm"], "matches no linear layer"),
+        (["*.q_prj"], r"'\*.q_prj' is the whole name of no linear layer .* names look like 'model\."),
+        (["*.q_proj", "lm_head"], "'lm_head' is the whole name of no linear layer .*head takes none"),
+        (["*.norm"], "no linear layer"),
     ],
 )
 def test_targets_that_name_no_linear_layer_are_refused(checkpoint, targets, words):

@@ -1,6 +1,7 @@
 """The engine against the trainer's plain forward and transformers' own generate."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,3 +237,28 @@ def test_reserved_ids_are_never_sampled(engine, checkpoint, prompts):
     sampled = {token for completion in completions for token in completion.ids}
     assert len(sampled) > 100
     assert not sampled & set(checkpoint.family.reserved_ids)
+
+
+def test_batches_do_not_cut_a_group_that_fits(engine, prompts, checkpoint, monkeypatch):
+    computed = []
+    forward = checkpoint.family.hidden_states
+
+    def counted(model, inputs, *rest, **attention):
+        if "tree" in attention:
+            computed.extend(attention["tree"].parts)
+        return forward(model, inputs, *rest, **attention)
+
+    monkeypatch.setattr(checkpoint.family, "hidden_states", counted)
+    engine.batch_size = 6
+    ask(engine, [request(row, sibling, *prompts[row], max_tokens=2) for row in range(3) for sibling in range(4)])
+    close(engine)
+    assert len(computed) == 3
+
+
+def test_a_name_does_not_make_two_prompts_one(engine, prompts):
+    requests = [request(row, 0, *prompts[row], max_tokens=6, temperature=0.0) for row in range(3)]
+    alone = [completion.ids for completion in ask(engine, requests)]
+    close(engine)
+    same = [replace(made, group="0") for made in requests]
+    assert [completion.ids for completion in ask(engine, same)] == alone
+    close(engine)

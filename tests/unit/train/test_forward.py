@@ -230,3 +230,18 @@ def test_float32_as_transformers_computes_it(tmp_path):
     rows, media = rows_of(packed_groups, family)
     alone = measured(engine_of(model, family, sharing=False, tokens=1), rows, media)
     assert_equal(measured(engine_of(model, family, sharing=True, tokens=10**6), rows, media), alone, 1e-6)
+
+
+def test_no_form_of_a_step_drops_attention_out(loaded):
+    """A policy is trained as it was sampled, whatever its configuration says."""
+    model, family = loaded("qwen2_5_vl")
+    rows, media = rows_of(single_image, family)
+    layers = family.text_model(model).layers
+    for layer in layers:
+        layer.self_attn.attention_dropout = 0.3
+    try:
+        alone = measured(engine_of(model, family, sharing=False, tokens=1), rows, media)
+        assert_equal(measured(engine_of(model, family, sharing=True, tokens=10**6), rows, media), alone, 1e-10)
+    finally:
+        for layer in layers:
+            layer.self_attn.attention_dropout = 0.0

@@ -1,5 +1,7 @@
 """Packed rows hold every token of every row once, in the right place of the tree."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,6 +86,14 @@ def test_placeholders_are_equal_only_for_one_medium_in_one_place(a, b, shared):
     assert arrange(rows).shared[1] == shared
 
 
+def test_equal_tokens_at_other_positions_are_not_shared():
+    """A family may place what comes first by what comes later."""
+    rows = group(PROMPT, [1] * 9, [2] * 9)
+    moved = rows[1].positions_3T.copy()
+    moved[:, 12:] += 3
+    assert arrange([rows[0], replace(rows[1], positions_3T=moved)]).shared == [0, 12]
+
+
 def test_a_medium_is_never_cut():
     """Not even one of which another row shows less."""
     more, less = (MediaSpan(key="x", start=10, length=n, grid=None) for n in (6, 4))
@@ -100,6 +110,13 @@ def test_batches_end_between_groups():
 def test_a_group_of_a_prompt_beyond_the_limit_stays_whole():
     rows = group(range(100, 400), *[[n] * 10 for n in range(8)])
     assert len(shared_batches(arrange(rows), 50)) == 1
+
+
+def test_long_rows_that_are_no_siblings_do_not_come_along():
+    rows = [r for start in (100, 1000) for r in group([*PROMPT, *range(start, start + 300)], [1] * 9, [2] * 9)]
+    assert shared_batches(arrange(rows), 400) == [range(2), range(2, 4)]
+    alone = [row([*PROMPT, *range(start, start + 300)], [310]) for start in (100, 1000, 2000)]
+    assert shared_batches(arrange(alone), 100) == [range(1), range(1, 2), range(2, 3)]
 
 
 def test_a_group_whose_responses_are_beyond_the_limit_is_cut():
