@@ -103,13 +103,14 @@ def load_adapter(model: Any, folder: Path, section: LoraSection | None = None) -
             f"not {section.rank} and {section.alpha}: set these, or name another model"
         )
     config.lora_dropout = 0.0
+    values = read_adapter(folder)
+    if any("lm_head." in name for name in values):
+        raise ConfigError(f"{folder}: the adapter changes the head, which may be tied to the embeddings; not supported")
     try:
         _inject(model, config)
     except ValueError as error:
         raise ConfigError(f"{folder}: the adapter does not fit the model: {str(error).splitlines()[0]}") from None
-    if hasattr(model.get_output_embeddings(), "base_layer"):
-        raise ConfigError(f"{folder}: the adapter changes the head, which may be tied to the embeddings; not supported")
-    write_adapter(model, read_adapter(folder), folder)
+    write_adapter(model, values, folder)
     return config
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import warnings
 from dataclasses import replace
 
 import families
@@ -256,3 +257,19 @@ def test_a_missing_weight_is_named(trained, tmp_path):
     missing = values.popitem()[0]
     with pytest.raises(ConfigError, match=missing):
         write_adapter(checkpoint.model, values, tmp_path)
+
+
+def test_an_adapter_on_the_head_is_refused(base_of, tmp_path):
+    """Log-probs are computed from the head's own weight: what an adapter adds would be left out silently."""
+    from peft import LoraConfig, get_peft_model
+
+    base = base_of("qwen2_5_vl")
+    model = load_checkpoint(base, **PLAIN).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns of it, too
+        peft = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head", "q_proj"]))
+        peft.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(base)}))
+    with pytest.raises(ConfigError, match="changes the head"):
+        load_checkpoint(tmp_path / "adapter", **PLAIN)
