@@ -482,7 +482,8 @@ def _describe(problem: Any) -> str:
     parts = tuple(part for part in parts if part not in (ONE, SEVERAL))
     place = ".".join(map(str, parts))
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key{suggest(str(problem['loc'][-1]), _siblings(problem['loc']))}"
+        name = str(problem["loc"][-1])
+        return f"{place}: unknown key{suggest(name, _siblings(problem['loc'])) or _elsewhere(name)}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
@@ -496,6 +497,15 @@ def _siblings(location: tuple[Any, ...]) -> list[str]:
         elif not isinstance(part, int) and part in getattr(model, "model_fields", {}):
             model = _section(model.model_fields[part].annotation)
     return list(getattr(model, "model_fields", {}))
+
+
+def _elsewhere(name: str) -> str:
+    """Where in the configuration there is a key of this name, for one that stands in the wrong place."""
+    sections = {key: _section(field.annotation) for key, field in RunConfig.model_fields.items() if key != "stages"}
+    sections |= {"stages.N": StageSection, "stages.N.optimizer": OptimizerSection}
+    sections |= {"stages.N of type sft": SftStage, "stages.N of type grpo": GrpoStage}
+    found = [place for place, section in sections.items() if name in getattr(section, "model_fields", {})]
+    return f"; it is a key of {found[0]}" if found else ""
 
 
 def _section(annotation: Any) -> Any:

@@ -98,14 +98,14 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """A folder that transformers and vLLM load: weights, config, tokenizer, chat template, processors.
 
-        Of a model with an adapter it is the adapter alone, in peft's format.
+        Of a model with an adapter it is the adapter, in peft's format, in place of weights and config.
         """
         if self.adapter is not None:
             adapters.save_adapter(self.model, self.adapter, path)
-            return
-        save_weights(self.model, self.kind, path)
-        self.config.save_pretrained(path)
-        self.model.generation_config.save_pretrained(path)
+        else:
+            save_weights(self.model, self.kind, path)
+            self.config.save_pretrained(path)
+            self.model.generation_config.save_pretrained(path)
         if self.family.chat_template:
             self.processor.chat_template = self.family.chat_template
             self.tokenizer.chat_template = self.family.chat_template
@@ -126,6 +126,8 @@ def save_weights(model: Any, kind: Kind, path: Path) -> None:
     }
     state = {hub_name(name, kind): tensor for name, tensor in weights.items() if name not in tied}
     save_torch_state_dict(state, path, max_shard_size=SHARD_BYTES, metadata={"format": "pt"})
+    for file in path.glob("*.safetensors"):
+        file.chmod(0o644)  # it is written for its owner only; a server may run as another user
 
 
 def hub_name(name: str, kind: Kind) -> str:

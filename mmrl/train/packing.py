@@ -92,11 +92,26 @@ def plan(rows: Sequence[Row], max_tokens: int, *, sharing: bool) -> list[MicroBa
     if not sharing or not rows:
         return [MicroBatch(tuple(batch), packed=False) for batch in padded]
     arranged = arrange(rows)
-    batches = shared_batches(arranged, max_tokens)
+    batches = even_batches(arranged, max_tokens)
     apart = sum(len(batch) * max(len(rows[i].ids_T) for i in batch) for batch in padded)
     if apart <= sum(map(arranged.num_tokens, batches)):
         return [MicroBatch(tuple(batch), packed=False) for batch in padded]
     return [MicroBatch(tuple(arranged.order[i] for i in batch), packed=True) for batch in batches]
+
+
+def even_batches(arranged: Arranged, max_tokens: int) -> list[range]:
+    """As few batches as `shared_batches` makes, and no more tokens in all, with the largest as small as can be."""
+    best = shared_batches(arranged, max_tokens)
+    tokens = sum(map(arranged.num_tokens, best))
+    low, high = 1, max_tokens
+    while low < high:
+        limit = (low + high) // 2
+        found = shared_batches(arranged, limit)
+        if len(found) <= len(best) and sum(map(arranged.num_tokens, found)) <= tokens:
+            best, high = found, limit
+        else:
+            low = limit + 1
+    return best
 
 
 def shared_batches(arranged: Arranged, max_tokens: int) -> list[range]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mmrl.attention.tree import Node
 from mmrl.models.mrope import mrope_positions
-from mmrl.train.packing import arrange, pack, plan, shared_batches
+from mmrl.train.packing import arrange, even_batches, pack, plan, shared_batches
 from mmrl.types import MediaSpan, Row
 
 PAD = 9
@@ -105,6 +105,14 @@ def test_batches_end_between_groups():
     rows = [r for start in (100, 200, 300) for r in group(range(start, start + 30), [1] * 5, [2] * 5, [3] * 5)]
     assert shared_batches(arrange(rows), 100) == [range(6), range(6, 9)]
     assert shared_batches(arrange(rows), 10**6) == [range(9)]
+
+
+def test_batches_are_even_where_that_cuts_no_group():
+    rows = [r for start in (100, 200, 300, 400) for r in group(range(start, start + 30), [1] * 5, [2] * 5)]
+    arranged = arrange(rows)
+    assert shared_batches(arranged, 120) == [range(6), range(6, 8)]
+    assert even_batches(arranged, 120) == [range(4), range(4, 8)]
+    assert even_batches(arranged, 160) == [range(8)]
 
 
 def test_a_group_of_a_prompt_beyond_the_limit_stays_whole():
