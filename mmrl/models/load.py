@@ -30,6 +30,8 @@ class Kind:
     family: type[ChatML]
     names: tuple[tuple[str, str], ...]
     """(start of a name in transformers' module tree, start in the hub's files); the first that fits."""
+    architecture: str = ""
+    """What config.json calls the model, where that is not its class: vLLM chooses its own class by it."""
 
 
 VL_NAMES = (("model.language_model.", "model."), ("model.visual.", "visual."))
@@ -68,6 +70,7 @@ FAMILIES = {
         model="Qwen2_5OmniThinkerForConditionalGeneration",
         family=Qwen25Omni,
         names=(("", "thinker."),),
+        architecture="Qwen2_5OmniModel",
     ),
 }
 REFUSED = {
@@ -104,6 +107,7 @@ class Checkpoint:
             adapters.save_adapter(self.model, self.adapter, path)
         else:
             save_weights(self.model, self.kind, path)
+            self.config.architectures = self.config.architectures or [self.kind.architecture or self.kind.model]
             self.config.save_pretrained(path)
             self.model.generation_config.save_pretrained(path)
         if self.family.chat_template:

@@ -324,6 +324,13 @@ def test_a_video_with_its_sound_is_refused_where_the_family_cannot_hear(loaded, 
         loaded(name).family.encode_prompt(prompt(heard=True), [video(name, 0, 2), audio(0, 1.0)], ())
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_config_names_its_architecture(name, loaded):
+    checkpoint = loaded(name)
+    expected = "Qwen2_5OmniModel" if name == "qwen2_5_omni" else checkpoint.kind.model
+    assert checkpoint.config.architectures == [expected]
+
+
 def test_sliding_windows_are_refused():
     config = type("Config", (), {"layer_types": ["full_attention", "sliding_attention"]})()
     with pytest.raises(ConfigError, match="sliding windows"):
