@@ -207,7 +207,10 @@ class EpisodeSection(Model):
 
 
 class RolloutSection(Model):
-    engine: Literal["hf"] = "hf"
+    engine: Literal["hf", "vllm"] = "hf"
+    """What writes rollouts: transformers, or vLLM in this process (Qwen2-VL and Qwen2.5-VL, without LoRA)."""
+    vllm: dict[str, Any] = {}
+    """Further arguments of vllm.LLM, e.g. {gpu_memory_utilization: 0.5}."""
     batch_size: int = Field(default=256, ge=1)
     """Episodes decoded together."""
 

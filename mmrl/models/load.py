@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,16 +123,20 @@ def save_weights(model: Any, kind: Kind, path: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 
     path.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(dict(hub_weights(model, kind)), path, max_shard_size=SHARD_BYTES, metadata={"format": "pt"})
+    for file in path.glob("*.safetensors"):
+        file.chmod(0o644)  # it is written for its owner only; a server may run as another user
+
+
+def hub_weights(model: Any, kind: Kind) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight once, under its name in the hub's files."""
     weights = model.state_dict()
     tied = {
         name
         for name, source in model.all_tied_weights_keys.items()
         if weights[name].data_ptr() == weights[source].data_ptr()
     }
-    state = {hub_name(name, kind): tensor for name, tensor in weights.items() if name not in tied}
-    save_torch_state_dict(state, path, max_shard_size=SHARD_BYTES, metadata={"format": "pt"})
-    for file in path.glob("*.safetensors"):
-        file.chmod(0o644)  # it is written for its owner only; a server may run as another user
+    return ((hub_name(name, kind), tensor) for name, tensor in weights.items() if name not in tied)
 
 
 def hub_name(name: str, kind: Kind) -> str:

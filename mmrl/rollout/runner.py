@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from mmrl.data.dataset import Loaded
 from mmrl.protocols import ModelFamily, RewardContext, RolloutEngine, Tool
-from mmrl.rollout.engine_hf import HFEngine
 from mmrl.rollout.episode import Episode, Limits, Prompt, Rules, Sampling
 from mmrl.rollout.toolbox import Toolbox
+from mmrl.rollout.waves import Waves
 from mmrl.scoring import WeightedReward, score_group
 from mmrl.types import Group, Message, Part, Tokens, Trajectory
 
@@ -19,7 +19,7 @@ from mmrl.types import Group, Message, Part, Tokens, Trajectory
 class Runner:
     """Everything that stays the same from batch to batch."""
 
-    engine: HFEngine
+    engine: Waves
     family: ModelFamily
     tools: tuple[Tool, ...]
     limits: Limits

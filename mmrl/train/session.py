@@ -26,6 +26,7 @@ from mmrl.rollout.episode import Limits, Prompt, Rules, Sampling
 from mmrl.rollout.runner import Runner
 from mmrl.rollout.script import Step
 from mmrl.rollout.seeds import derive_seed
+from mmrl.rollout.waves import Waves
 from mmrl.scoring import WeightedReward
 from mmrl.types import Group
 
@@ -133,10 +134,11 @@ def open_session(
         seed=config.seed,
     )
     processors = build_processors(config.data, checkpoint.family)
+    engine = _engine(config, checkpoint, _features(config.cache, checkpoint, tell), model_path or config.model_path)
     return Session(
         config=config,
         checkpoint=checkpoint,
-        runner=_runner(config, checkpoint, _features(config.cache, checkpoint, tell), processors["image"]),
+        runner=_runner(config, checkpoint, engine, processors["image"]),
         rewards=build_rewards(config.rewards),
         media=MediaLoader(processors),
         bad=BadRows(config.run_dir / "data_errors.jsonl", config.data.max_bad_fraction, tell),
@@ -155,15 +157,28 @@ def _features(config: CacheSection, checkpoint: Checkpoint, tell: Callable[[str]
     return FeatureCache(model, family, memory_bytes=config.memory_bytes, chunk_tokens=config.chunk_tokens, disk=disk)
 
 
-def _runner(config: RunConfig, checkpoint: Checkpoint, features: FeatureCache, image: Processor) -> Runner:
-    episode, family = config.episode, checkpoint.family
-    engine = HFEngine(
-        checkpoint.model,
-        family,
-        features,
-        batch_size=config.rollout.batch_size,
-        deterministic=config.deterministic,
+def _engine(config: RunConfig, checkpoint: Checkpoint, features: FeatureCache, folder: str | Path) -> Waves:
+    rollout, deterministic = config.rollout, config.deterministic
+    if rollout.engine == "vllm":
+        from mmrl.rollout.engine_vllm import VllmEngine
+
+        return VllmEngine(
+            checkpoint,
+            features,
+            folder,
+            batch_size=rollout.batch_size,
+            deterministic=deterministic,
+            max_context=config.episode.max_context + config.episode.max_turn_tokens,
+            max_media=config.episode.max_media,
+            arguments=rollout.vllm,
+        )
+    return HFEngine(
+        checkpoint.model, checkpoint.family, features, batch_size=rollout.batch_size, deterministic=deterministic
     )
+
+
+def _runner(config: RunConfig, checkpoint: Checkpoint, engine: Waves, image: Processor) -> Runner:
+    episode, family = config.episode, checkpoint.family
     limits = Limits(
         max_turns=episode.max_turns,
         max_calls=episode.max_calls,
