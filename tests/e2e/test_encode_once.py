@@ -41,7 +41,7 @@ def versions(log):
 
 
 def test_a_trained_tower_sees_a_medium_once_a_step_for_rollouts_and_update(load, calls):
-    train(load("name=trained", *SHORT))
+    train(load("name=once_trained", *SHORT))
     parts = versions(calls)
     assert len(parts) == 1 + 2 + 4
     assert all(parts[:-1])
@@ -50,13 +50,13 @@ def test_a_trained_tower_sees_a_medium_once_a_step_for_rollouts_and_update(load,
 
 def test_several_updates_of_a_batch_encode_once_for_each(load, calls):
     """An update changes the tower: what the next one trains on is encoded anew, and nothing else."""
-    train(load("name=several", *SHORT, "stages.1.minibatches=2", "stages.1.steps=1", "stages.1.validation=null"))
+    train(load("name=once_several", *SHORT, "stages.1.minibatches=2", "stages.1.steps=1", "stages.1.validation=null"))
     step = versions(calls)[-2]
     assert len(set(step)) < len(step) < 2 * len(set(step))
 
 
 def test_a_frozen_tower_sees_a_medium_once_a_run(load, calls):
-    train(load("name=frozen", *SHORT, *FROZEN))
+    train(load("name=once_frozen", *SHORT, *FROZEN))
     seen = [entry for entry in calls if entry != CHANGED]
     assert len(seen) == len(set(seen)) > 0
 
@@ -64,10 +64,10 @@ def test_a_frozen_tower_sees_a_medium_once_a_run(load, calls):
 def test_the_second_epoch_and_the_second_run_with_a_frozen_tower_make_no_call(load, calls, tmp_path):
     settings = ("episode.tools=[]", "stages.0.steps=0", "stages.1.steps=8", "stages.1.validation=null", "evaluate=null")
     once = (*SHORT[1:2], *FROZEN, *settings, f"cache.folder={tmp_path}")
-    train(load("name=epochs", *once))
+    train(load("name=once_epochs", *once))
     parts = versions(calls)
     assert len(set().union(*parts[:4])) == 16
     assert not any(parts[4:])
     calls.clear()
-    train(load("name=again", *once))
+    train(load("name=once_again", *once))
     assert not any(versions(calls))
