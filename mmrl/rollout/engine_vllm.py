@@ -166,12 +166,9 @@ def build_llm(arguments: Mapping[str, Any]) -> Any:
         from vllm import LLM
     except ImportError:
         raise ConfigError("rollout.engine: vllm is not installed; pip install 'mmrl[vllm]', or use hf") from None
-    return LLM(
-        **{
-            "enforce_eager": True,
-            "enable_mm_embeds": True,
-            "logprobs_mode": "processed_logprobs",
-            "skip_tokenizer_init": False,
-            **arguments,
-        }
-    )
+    ours = {
+        "enforce_eager": not torch.cuda.is_available(),
+        "enable_mm_embeds": True,
+        "logprobs_mode": "processed_logprobs",
+    }
+    return LLM(**{**ours, **arguments})
