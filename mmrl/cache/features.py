@@ -10,7 +10,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from mmrl.cache.disk import DiskTier
 from mmrl.protocols import ModelFamily
 from mmrl.types import Media
+
+T = TypeVar("T")
 
 
 class FeatureCache:
@@ -122,9 +124,8 @@ class FeatureCache:
         return {key: part for key, part in missing.items() if key not in self._features}
 
     def _encode(self, parts: Mapping[str, Media], *, with_graph: bool) -> None:
-        sizes = [self.family.tower_tokens(part) for part in parts.values()]
-        for chunk in chunks(list(parts.values()), sizes, self.chunk_tokens):
-            tokens = sum(self.family.tower_tokens(part) for part in chunk)
+        for chunk in chunks(parts.values(), self.family.tower_tokens, self.chunk_tokens):
+            tokens = sum(map(self.family.tower_tokens, chunk))
             again = self._kept_tokens + tokens > self.chunk_tokens
             if with_graph and not again:
                 self._kept_tokens += tokens
@@ -213,16 +214,16 @@ class Leaves:
         self.spent()
 
 
-def chunks(parts: Sequence[Media], sizes: Sequence[int], limit: int) -> list[list[Media]]:
+def chunks(parts: Iterable[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
     """The parts in order, in runs of at most `limit` in size; a larger part is a run of its own."""
-    found: list[list[Media]] = []
+    found: list[list[T]] = []
     room = 0
-    for part, size in zip(parts, sizes, strict=True):
-        if size > room:
+    for part in parts:
+        if not found or size(part) > room:
             found.append([])
             room = limit
         found[-1].append(part)
-        room -= size
+        room -= size(part)
     return found
 
 

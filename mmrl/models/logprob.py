@@ -31,17 +31,12 @@ def _logits(weight: Tensor, hidden_ND: Tensor) -> Tensor:
     return linear(hidden_ND.float(), weight.float())
 
 
-def processed_logits(logits_NV: Tensor, temperature: float | Tensor, reserved_ids: Sequence[int]) -> Tensor:
-    """(N, V) logits of the distribution that is sampled from."""
+def processed_logprobs(logits_NV: Tensor, temperature: float | Tensor, reserved_ids: Sequence[int]) -> Tensor:
+    """(N, V) log-probs. `temperature` is one number, or (N, 1): one for each row."""
     logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     if reserved_ids:
         logits_NV = logits_NV.index_fill(1, _index(reserved_ids, logits_NV), float("-inf"))
-    return logits_NV / temperature
-
-
-def processed_logprobs(logits_NV: Tensor, temperature: float | Tensor, reserved_ids: Sequence[int]) -> Tensor:
-    """(N, V) log-probs. `temperature` is one number, or (N, 1): one for each row."""
-    return torch.log_softmax(processed_logits(logits_NV, temperature, reserved_ids), dim=-1)
+    return torch.log_softmax(logits_NV / temperature, dim=-1)
 
 
 def target_logprobs(

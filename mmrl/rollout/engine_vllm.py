@@ -47,6 +47,7 @@ class VllmEngine(Waves):
             raise ConfigError("rollout.engine: vllm takes Qwen2-VL and Qwen2.5-VL so far; use hf")
         if checkpoint.adapter is not None:
             raise ConfigError("rollout.engine: vllm takes no model.lora so far; use hf")
+        assert isinstance(checkpoint.family, Qwen25VL)
         self.checkpoint, self.family = checkpoint, checkpoint.family
         vocabulary = checkpoint.model.lm_head.weight.shape[0]
         self.allowed = [i for i in range(vocabulary) if i not in self.family.reserved_ids]
@@ -100,24 +101,22 @@ class VllmEngine(Waves):
     def _media(self, episode: Episode) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         shown = [episode.media[span.key] for span in episode.spans]
         features = self.features.encode(shown)
-        merge = self.family.patching.merge  # type: ignore[attr-defined]
+        patching = self.family.patching
         for kind in ("image", "video"):
             spans = [span for span in episode.spans if episode.media[span.key].kind == kind]
             if not spans:
                 continue
-            grids = [(t, h * merge, w * merge) for t, h, w in (span.grid or (0, 0, 0) for span in spans)]
+            grids = [
+                (t, h * patching.merge, w * patching.merge) for t, h, w in (span.grid or (0, 0, 0) for span in spans)
+            ]
             found = {
                 f"{kind}_embeds": torch.cat([features[span.key] for span in spans]),
                 f"{kind}_grid_thw": torch.tensor(grids),
             }
             if kind == "video":
-                seconds = [self._seconds_per_step(episode, span.key) for span in spans]
+                seconds = [patching.seconds_per_step(episode.media[span.key]) for span in spans]
                 found["second_per_grid_ts"] = torch.tensor(seconds)
             yield kind, found
-
-    def _seconds_per_step(self, episode: Episode, key: str) -> float:
-        seconds: float = self.family.patching.seconds_per_step(episode.media[key])  # type: ignore[attr-defined]
-        return seconds
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from mmrl.attention.prefix import Prefix, SharedPrefixes
 from mmrl.attention.tree import Node, Tree
-from mmrl.cache.features import FeatureCache
+from mmrl.cache.features import FeatureCache, chunks
 from mmrl.models.embed import Embedded, Placed, fill
 from mmrl.protocols import ModelFamily
 from mmrl.types import Media, MediaSpan, Tokens
@@ -153,7 +153,7 @@ def start_rows(network: Network, prompts: Sequence[Episode], owner_B: Sequence[i
         rows.select(owner_B)
         return rows
     found: list[tuple[Prefix, torch.Tensor, torch.Tensor]] = []
-    for batch in _batches(prompts):
+    for batch in chunks(prompts, lambda prompt: len(prompt.ids), PREFILL_TOKENS):
         found += _prefill(network, batch)
     prefixes, next_positions, states = zip(*found, strict=True)
     return Rows(
@@ -164,18 +164,6 @@ def start_rows(network: Network, prompts: Sequence[Episode], owner_B: Sequence[i
         torch.stack([states[owner] for owner in owner_B]),
         SharedPrefixes(prefixes, owner_B),
     )
-
-
-def _batches(prompts: Sequence[Episode]) -> list[list[Episode]]:
-    batches: list[list[Episode]] = []
-    room = 0
-    for prompt in prompts:
-        if not batches or len(prompt.ids) > room:
-            batches.append([])
-            room = PREFILL_TOKENS
-        batches[-1].append(prompt)
-        room -= len(prompt.ids)
-    return batches
 
 
 def _prefill(network: Network, prompts: Sequence[Episode]) -> list[tuple[Prefix, torch.Tensor, torch.Tensor]]:

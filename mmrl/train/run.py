@@ -138,14 +138,15 @@ class Run:
         features: FeatureCache | None,
     ) -> TorchEngine:
         cache, family = self.config.cache, self.session.checkpoint.family
-        own = FeatureCache(model, family, memory_bytes=cache.memory_bytes, chunk_tokens=cache.chunk_tokens)
+        if features is None:
+            features = FeatureCache(model, family, memory_bytes=cache.memory_bytes, chunk_tokens=cache.chunk_tokens)
         return TorchEngine(
             model,
             family,
             optimizer,
             micro_batch_tokens=section.micro_batch_tokens,
             max_grad_norm=section.optimizer.max_grad_norm,
-            features=features or own,
+            features=features,
         )
 
     def _reference(self, section: GrpoStage, engine: TorchEngine, *, resumed: bool) -> TorchEngine | AdapterReference:

@@ -113,8 +113,9 @@ def test_a_long_video_goes_through_the_tower_in_chunks_of_frames(checkpoint, cac
 
 
 def test_chunks_are_filled_in_order():
-    assert chunks("abcdefg", [3, 3, 3, 9, 1, 2, 3], 6) == [["a", "b"], ["c"], ["d"], ["e", "f", "g"]]
-    assert chunks("", [], 6) == []
+    assert chunks([3, 3, 3, 9, 1, 2, 3], int, 6) == [[3, 3], [3], [9], [1, 2, 3]]
+    assert chunks([0, 7], int, 6) == [[0], [7]]
+    assert chunks([], int, 6) == []
 
 
 def test_equal_steps_are_encoded_once_in_a_video_and_over_videos(cache):
