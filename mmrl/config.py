@@ -272,6 +272,26 @@ class SftStage(StageSection):
     examples_per_step: int = Field(ge=1)
 
 
+class CorrectionSection(Model):
+    """Weights against the mismatch between rollout engine and trainer: a token's policy loss is multiplied by the
+    trainer's probability over the engine's, within bounds (mmrl/algo/correction.py)."""
+
+    kind: Literal["none", "truncate", "mask"] = "truncate"
+    """What a ratio out of bounds becomes: the upper bound, or 0."""
+    level: Literal["token", "sequence"] = "token"
+    """The ratio of each token, or the product over a trajectory, which grows with its length: for short ones only."""
+    low: float = Field(default=0.0, ge=0, le=1)
+    """Lower bound of a mask, e.g. 0.5."""
+    high: float = Field(default=2.0, ge=1, allow_inf_nan=False)
+    """Upper bound."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CorrectionSection:
+        if self.low and self.kind == "truncate":
+            raise ValueError("low is a bound of kind 'mask'; 'truncate' has an upper one only")
+        return self
+
+
 class GrpoStage(StageSection):
     type: Literal["grpo"]
     prompts_per_step: int = Field(ge=1)
@@ -300,6 +320,11 @@ class GrpoStage(StageSection):
     kl: Literal["k2", "k3"] = "k3"
     entropy_coef: Scalar = constant(0.0)
     """Weight of the entropy bonus."""
+    correction: CorrectionSection | None = None
+    """Of the mismatch between rollout engine and trainer. None: tokens' ratios truncated at 2, and no correction where
+    rollout.engine is hf."""
+    max_engine_gap: float | None = Field(default=0.05, gt=0)
+    """Mean difference of the engine's and the trainer's log-probs above which the run warns, once a stage."""
     shuffle_advantages: bool = False
     """Control experiment: deal the batch's advantages to its trajectories at random."""
 
@@ -307,6 +332,13 @@ class GrpoStage(StageSection):
     def uses_reference(self) -> bool:
         """Whether the KL penalty is ever on."""
         return self.kl_beta.start > 0 or (self.kl_beta.end or 0) > 0
+
+    def correction_of(self, rollout: RolloutSection) -> CorrectionSection | None:
+        """The correction that holds for rollouts written so; None where there is none."""
+        section = self.correction
+        if section is None and rollout.engine != "hf":
+            section = CorrectionSection()
+        return None if section is None or section.kind == "none" else section
 
     @model_validator(mode="after")
     def _consistent(self) -> GrpoStage:

@@ -27,6 +27,7 @@ from mmrl.types import (
 if TYPE_CHECKING:
     import torch
 
+    from mmrl.cache.features import FeatureCache
     from mmrl.models.embed import Embedded
 
 
@@ -172,11 +173,29 @@ class Completion:
 class RolloutEngine(Protocol):
     """Token in, token out. An episode is opened before it starts and released when it ends."""
 
-    def open(self, episode: str) -> None: ...
+    def open(self, episode: str, group: str) -> None: ...
 
     async def generate(self, request: Request) -> Completion: ...
 
     def release(self, episode: str) -> None: ...
+
+
+class PolicyEngine(RolloutEngine, Protocol):
+    """An engine that writes with the policy that is being trained."""
+
+    version: int
+    """Of the policy."""
+    features: FeatureCache
+
+    def weights_changed(self, *, vision: bool) -> None:
+        """Enter the next policy version. Features survive unless the vision tower was trained."""
+        ...
+
+    def sleep(self) -> None:
+        """Rollouts are done for now: the device is the trainer's until the next episode is opened."""
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

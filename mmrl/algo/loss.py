@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from mmrl.algo.correction import Correction, correction_weights
 from mmrl.algo.kl import KL, kl_penalty
 from mmrl.algo.surrogate import clip_surrogate, sequence_logratio
 from mmrl.protocols import LossInputs, LossTerms
@@ -17,7 +18,7 @@ from mmrl.protocols import LossInputs, LossTerms
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GrpoLoss:
-    """sum(coef_N * (surrogate_N + kl_beta * KL_N - entropy_coef * entropy_N))."""
+    """sum(coef_N * (correction_N * surrogate_N + kl_beta * KL_N - entropy_coef * entropy_N))."""
 
     advantages_N: torch.Tensor
     coef_N: torch.Tensor
@@ -25,6 +26,9 @@ class GrpoLoss:
     old_logprobs_N: torch.Tensor | None = None
     """Of the policy that sampled; None: strictly on-policy, the ratio is 1."""
     ref_logprobs_N: torch.Tensor | None = None
+    engine_logprobs_N: torch.Tensor | None = None
+    """Of the engine that sampled; a correction needs them."""
+    correction: Correction | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
@@ -39,6 +43,9 @@ class GrpoLoss:
         logprobs_N = inputs.logprobs_N.double().cpu()
         coef_N = self.coef_N[index_N]
         loss_N, weight_N = self._surrogate(logprobs_N, index_N)
+        if self.correction is not None:
+            factor_N = self._correction(self.correction, logprobs_N, index_N)
+            loss_N, weight_N = loss_N * factor_N, weight_N * factor_N
         if self.kl_beta:
             assert self.ref_logprobs_N is not None, "a KL penalty needs reference log-probs"
             kl_N, kl_weight_N = kl_penalty(self.kl, logprobs_N, self.ref_logprobs_N[index_N])
@@ -70,6 +77,13 @@ class GrpoLoss:
             high=self.clip_high,
             dual=self.dual_clip,
         )
+
+    def _correction(self, correction: Correction, logprobs_N: torch.Tensor, index_N: torch.Tensor) -> torch.Tensor:
+        assert self.engine_logprobs_N is not None, "a correction needs the engine's log-probs"
+        # Strictly on-policy, the step starts from the policy of this forward.
+        start_N = logprobs_N if self.old_logprobs_N is None else self.old_logprobs_N[index_N]
+        logratio_N = start_N - self.engine_logprobs_N[index_N]
+        return correction_weights(logratio_N, self.trajectory_N[index_N], correction)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -129,14 +129,18 @@ def save_weights(model: Any, kind: Kind, path: Path) -> None:
 
 
 def hub_weights(model: Any, kind: Kind) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight once, under its name in the hub's files."""
-    weights = model.state_dict()
+    """Every weight once, under its name in the hub's files; that of an adapted layer with the adapter added."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not adapters.is_adapter(name)}
     tied = {
         name
         for name, source in model.all_tied_weights_keys.items()
         if weights[name].data_ptr() == weights[source].data_ptr()
     }
-    return ((hub_name(name, kind), tensor) for name, tensor in weights.items() if name not in tied)
+    return (
+        (hub_name(name.replace(adapters.BASE, "."), kind), adapters.with_adapter(model, name, tensor))
+        for name, tensor in weights.items()
+        if name not in tied
+    )
 
 
 def hub_name(name: str, kind: Kind) -> str:

@@ -20,6 +20,8 @@ from mmrl.config import LoraSection
 from mmrl.errors import ConfigError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = ".base_layer."
+"""What peft puts into the names of an adapted layer's own weights."""
 PREFIX, NAME = "base_model.model.", ".default"
 """peft's files put the one before a parameter's name, its modules put the other before the name's last part."""
 
@@ -140,6 +142,14 @@ def save_adapter(model: Any, config: Any, folder: Path) -> None:
     }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
+
+
+def with_adapter(model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """What a layer computes with: its weight, and what its adapter adds to it, rounded once."""
+    if not name.endswith(f"{BASE}weight"):
+        return weight
+    layer = model.get_submodule(name.removesuffix(f"{BASE}weight"))
+    return (weight.float() + layer.get_delta_weight(NAME.removeprefix(".")).float()).to(weight.dtype)
 
 
 def merge_adapter(model: Any) -> None:

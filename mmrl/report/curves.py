@@ -18,7 +18,7 @@ FIRST = (
     "loss",
     "entropy",
     "tool_calls",
-    "engine_gap",
+    "engine_gap/mean",
     "tokens_per_second",
 )
 """Metrics whose names start so come first, in this order."""

@@ -28,6 +28,10 @@ class HFEngine(Waves):
         self.model = model
         self.network = Network(model=model, family=family, features=features)
 
+    def sleep(self) -> None: ...  # the model is the trainer's own
+
+    def close(self) -> None: ...
+
     @torch.no_grad()
     def decode(self, requests: Sequence[Request]) -> list[Completion]:
         """Continue every request's episode by one turn; all are new, or all continue."""

@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from mmrl.data.dataset import Loaded
-from mmrl.protocols import ModelFamily, RewardContext, RolloutEngine, Tool
+from mmrl.protocols import ModelFamily, PolicyEngine, RewardContext, RolloutEngine, Tool
 from mmrl.rollout.episode import Episode, Limits, Prompt, Rules, Sampling
 from mmrl.rollout.toolbox import Toolbox
-from mmrl.rollout.waves import Waves
 from mmrl.scoring import WeightedReward, score_group
 from mmrl.types import Group, Message, Part, Tokens, Trajectory
 
@@ -19,7 +18,7 @@ from mmrl.types import Group, Message, Part, Tokens, Trajectory
 class Runner:
     """Everything that stays the same from batch to batch."""
 
-    engine: Waves
+    engine: PolicyEngine
     family: ModelFamily
     tools: tuple[Tool, ...]
     limits: Limits
@@ -49,7 +48,7 @@ class Runner:
         ]
         for siblings in episodes:
             for episode in siblings:
-                self.engine.open(episode.name)
+                self.engine.open(episode.name, str(episode.prompt.row))
         tasks = [
             self._group(prompt, siblings, rewards, context, on_group)
             for prompt, siblings in zip(prompts, episodes, strict=True)

@@ -36,7 +36,8 @@ class Waves(ABC):
     def decode(self, requests: Sequence[Request]) -> list[Completion]:
         """Continue every request's episode by one turn; all are new, or all continue."""
 
-    def open(self, episode: str) -> None:
+    def open(self, episode: str, group: str) -> None:
+        del group  # siblings are found by their prompt
         self._episodes[episode] = Episode()
 
     def release(self, episode: str) -> None:

@@ -17,10 +17,10 @@ from mmrl.versions import versions
 TEST_TIME = "test_time.json"
 """What the test-time strategies reached, in a run's directory."""
 FREE = re.compile(
-    r"checkpoint\..*|report\..*|threads|data\.prefetch_steps|cache\..*"
-    r"|stages\.\d+\.(micro_batch_tokens|activation_checkpointing)"
+    r"checkpoint\..*|report\..*|threads|data\.prefetch_steps|cache\..*|rollout\.servers.*"
+    r"|stages\.\d+\.(micro_batch_tokens|activation_checkpointing|max_engine_gap)"
 )
-"""Keys that may change between a run's start and its continuation: they bear on speed and memory."""
+"""Keys that may change between a run's start and its continuation: they bear on speed, memory and what is told."""
 
 
 def claim(store: RunStore, config: RunConfig) -> None:

@@ -1,12 +1,18 @@
-"""What is measured on scored groups; the same names in training, validation and evaluation."""
+"""What is measured on scored groups, by the same names in training, validation and evaluation; and how far the rollout
+engine's log-probs are from the trainer's.
+
+Shapes: N targets of a step, flat in row order.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mmrl.train.rows import Written
 from mmrl.types import Group, ScoreKind, StopReason, Trajectory
 
 
@@ -36,6 +42,51 @@ def _score_metrics(name: str, trajectories: Sequence[Trajectory]) -> dict[str, f
     metrics |= {f"score_errors/{name}": float(errors)} if errors else {}
     flags = Counter(score.flag for score in scores if score.flag)
     return metrics | {f"score_flags/{name}/{flag}": float(flags[flag]) for flag in sorted(flags)}
+
+
+def gap_metrics(gap_N: np.ndarray, turns: Sequence[Written]) -> dict[str, float]:
+    """Size of the gap over all targets, those behind each kind of medium, and those of each turn.
+
+    Also engine_gap/kl, the k3 estimate of KL(engine || trainer) (http://joschu.net/blog/kl-approx.html).
+
+    Args:
+        gap_N: the trainer's log-probs at the start of the step, minus the engine's.
+    """
+    size_N, capped_N = np.abs(gap_N), np.minimum(gap_N, 20.0)
+    metrics = {
+        "engine_gap/mean": float(size_N.mean()),
+        "engine_gap/max": float(size_N.max()),
+        "engine_gap/kl": float((np.expm1(capped_N) - capped_N).mean()),
+    }
+    labels = [{*turn.kinds, f"turn_{turn.turn}"} for turn in turns]
+    lengths = [turn.length for turn in turns]
+    for label in sorted(set().union(*labels)):
+        part_N = size_N[np.repeat([label in own for own in labels], lengths)]
+        metrics |= {f"engine_gap/{label}/mean": float(part_N.mean()), f"engine_gap/{label}/max": float(part_N.max())}
+    return metrics
+
+
+def gap_warning(metrics: Mapping[str, float], bound: float) -> str | None:
+    """What to say of a mean gap above `bound`."""
+    gap = metrics["engine_gap/mean"]
+    if gap <= bound:
+        return None
+    means = {name.split("/")[1]: metrics[name] for name in metrics if re.fullmatch("engine_gap/.+/mean", name)}
+    turns = {label for label in means if label.startswith("turn_")}
+    kind, turn = (max(sorted(labels), key=means.__getitem__) for labels in (means.keys() - turns, turns))
+    return (
+        f"the rollout engine's log-probs are {gap:.3g} off the trainer's on average (max_engine_gap is {bound:g}), "
+        f"most behind {kind} ({means[kind]:.3g}) and in {turn.replace('_', ' ')} ({means[turn]:.3g}). Where one kind "
+        "of medium stands out, compare how each is given it; otherwise compare their dtype, temperature and weights "
+        "(policy_lag)"
+    )
+
+
+def policy_lag(turns: Sequence[Written], version: int) -> dict[str, float]:
+    """Mean over targets of the updates between the policy that wrote them and `version`."""
+    lags = [(version - turn.version, turn.length) for turn in turns if turn.version is not None]
+    count = sum(length for _, length in lags)
+    return {"policy_lag": sum(lag * length for lag, length in lags) / count} if lags else {}
 
 
 def mean(values: Sequence[float | bool]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,34 @@ def sampled_logprobs(trajectories: Sequence[Trajectory]) -> np.ndarray:
     """(N,) log-probs of the engine that sampled them, flat in row order."""
     values = [value for t in trajectories for s in t.segments if s.source is Source.MODEL for value in s.logprobs]
     return np.array(values, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """Targets that were written in one turn: what was there when they were."""
+
+    length: int
+    """Targets."""
+    turn: int
+    """From 1."""
+    kinds: frozenset[str]
+    """Kinds of media before them in the trajectory; "text" where there was none."""
+    version: int | None
+    """Policy version that wrote them."""
+
+
+def written_turns(trajectories: Sequence[Trajectory]) -> list[Written]:
+    """Every turn that has targets, in row order."""
+    turns: list[Written] = []
+    for trajectory in trajectories:
+        number, kinds = 0, frozenset[str]()
+        for segment in trajectory.segments:
+            kinds |= {trajectory.media[span.key].kind for span in segment.spans}
+            number += segment.source is Source.MODEL
+            if segment.source is Source.MODEL and segment.ids:
+                seen = kinds or frozenset({"text"})
+                turns.append(Written(length=len(segment.ids), turn=number, kinds=seen, version=segment.version))
+    return turns
 
 
 def micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:

@@ -19,14 +19,13 @@ from mmrl.config import CacheSection, RowsFile, RunConfig
 from mmrl.data.dataset import BadRows, Dataset, Mixture, RowSource, build_processors
 from mmrl.errors import ConfigError
 from mmrl.models.load import Checkpoint, load_checkpoint
-from mmrl.protocols import Processor, RewardContext
+from mmrl.protocols import PolicyEngine, Processor, RewardContext
 from mmrl.resolve import build
 from mmrl.rollout.engine_hf import HFEngine
 from mmrl.rollout.episode import Limits, Prompt, Rules, Sampling
 from mmrl.rollout.runner import Runner
 from mmrl.rollout.script import Step
 from mmrl.rollout.seeds import derive_seed
-from mmrl.rollout.waves import Waves
 from mmrl.scoring import WeightedReward
 from mmrl.types import Group
 
@@ -157,27 +156,21 @@ def _features(config: CacheSection, checkpoint: Checkpoint, tell: Callable[[str]
     return FeatureCache(model, family, memory_bytes=config.memory_bytes, chunk_tokens=config.chunk_tokens, disk=disk)
 
 
-def _engine(config: RunConfig, checkpoint: Checkpoint, features: FeatureCache, folder: str | Path) -> Waves:
-    rollout, deterministic = config.rollout, config.deterministic
-    if rollout.engine == "vllm":
-        from mmrl.rollout.engine_vllm import VllmEngine
+def _engine(config: RunConfig, checkpoint: Checkpoint, features: FeatureCache, folder: str | Path) -> PolicyEngine:
+    if config.rollout.engine == "vllm":
+        from mmrl.rollout.open_vllm import open_vllm
 
-        return VllmEngine(
-            checkpoint,
-            features,
-            folder,
-            batch_size=rollout.batch_size,
-            deterministic=deterministic,
-            max_context=config.episode.max_context + config.episode.max_turn_tokens,
-            max_media=config.episode.max_media,
-            arguments=rollout.vllm,
-        )
+        return open_vllm(checkpoint, features, folder, config.rollout, config.episode)
     return HFEngine(
-        checkpoint.model, checkpoint.family, features, batch_size=rollout.batch_size, deterministic=deterministic
+        checkpoint.model,
+        checkpoint.family,
+        features,
+        batch_size=config.rollout.batch_size,
+        deterministic=config.deterministic,
     )
 
 
-def _runner(config: RunConfig, checkpoint: Checkpoint, engine: Waves, image: Processor) -> Runner:
+def _runner(config: RunConfig, checkpoint: Checkpoint, engine: PolicyEngine, image: Processor) -> Runner:
     episode, family = config.episode, checkpoint.family
     limits = Limits(
         max_turns=episode.max_turns,

@@ -14,23 +14,23 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from mmrl.algo.advantage import group_advantages, shuffled
 from mmrl.algo.aggregate import coefficients
+from mmrl.algo.correction import Correction
 from mmrl.algo.loss import GrpoLoss, SftLoss
 from mmrl.cache.media import size
 from mmrl.config import GrpoStage, SftStage, stage_name
 from mmrl.data.prefetch import Prefetcher
 from mmrl.data.sampler import Sampler
 from mmrl.errors import DataError
-from mmrl.protocols import LossInputs, LossTerms
 from mmrl.rollout.demonstrate import Demonstrator
 from mmrl.rollout.episode import Prompt, Sampling
+from mmrl.train.batch import Batch, Watched
 from mmrl.train.engine import TorchEngine, target_starts
-from mmrl.train.metrics import group_metrics, mean
+from mmrl.train.metrics import gap_warning, group_metrics, mean, policy_lag
 from mmrl.train.reference import AdapterReference
-from mmrl.train.rows import build_row, sampled_logprobs
+from mmrl.train.rows import build_row
 from mmrl.train.session import Session
-from mmrl.types import Group, Media, Row, ScoreKind, StopReason, Trajectory
+from mmrl.types import Group, Media, Row, StopReason, Trajectory
 
 T = TypeVar("T")
 Metrics = dict[str, float]
@@ -128,6 +128,9 @@ class Grpo:
         reference: TorchEngine | AdapterReference | None,
     ) -> None:
         self.session, self.config, self.engine, self.reference = session, config, engine, reference
+        section = config.correction_of(session.config.rollout)
+        self.correction = Correction(**section.model_dump()) if section else None
+        self.warned = False
         self.dataset = session.dataset(config.rows)
         self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))
         self.ahead = Prefetcher(session.media)
@@ -160,7 +163,8 @@ class Grpo:
 
     def _update(self, groups: Sequence[Group], number: int) -> Metrics:
         """One pass or more over the batch. Without a usable trajectory there is none, and the step is skipped."""
-        batch = Batch(groups, self.session, self.config, self.session.seed(stage_name(self.config), "shuffle", number))
+        seed = self.session.seed(stage_name(self.config), "shuffle", number)
+        batch = Batch(groups, self.session.checkpoint.family, self.config, seed)
         if not batch.rows:
             return {"skipped": 1.0}
         strict = self.config.epochs == self.config.minibatches == 1
@@ -169,13 +173,25 @@ class Grpo:
         if self.reference is not None and self.config.kl_beta.at(number) > 0:
             self.reference.temperature = self.engine.temperature
             ref_N = self.reference.logprobs(batch.rows, batch.media).double()
-        parts = [
+        updates = [
             self._update_part(batch, part, old_N, ref_N, number)
             for _ in range(self.config.epochs)
             for part in batch.minibatches(self.config.minibatches)
         ]
-        metrics = {key: mean([part[key] for part in parts]) for key in parts[0]}
-        return metrics | batch.metrics()
+        metrics = {key: mean([measured[key] for measured, _ in updates]) for key in updates[0][0]}
+        start_N = updates[0][1] if old_N is None else old_N
+        metrics |= batch.metrics() | batch.mismatch(start_N, self.correction)
+        metrics |= policy_lag(batch.turns, self.session.runner.engine.version)
+        self._warn(metrics, number)
+        return metrics
+
+    def _warn(self, metrics: Metrics, number: int) -> None:
+        """Say once that the engine is far from the trainer."""
+        bound = self.config.max_engine_gap
+        warning = None if bound is None or self.warned else gap_warning(metrics, bound)
+        if warning:
+            self.session.tell(f"{stage_name(self.config)} step {number + 1}: {warning}")
+            self.warned = True
 
     def _update_part(
         self,
@@ -184,7 +200,8 @@ class Grpo:
         old_N: torch.Tensor | None,
         ref_N: torch.Tensor | None,
         number: int,
-    ) -> Metrics:
+    ) -> tuple[Metrics, torch.Tensor]:
+        """One optimiser step; also the trainer's log-probs before it, (M,)."""
         starts = target_starts(batch.rows)
         target_M = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in part])
         lengths = [len(batch.rows[i].target_N) for i in part]
@@ -196,6 +213,8 @@ class Grpo:
             trajectory_N=torch.from_numpy(trajectory_M),
             old_logprobs_N=None if old_N is None else old_N[target_M].double(),
             ref_logprobs_N=None if ref_N is None else ref_N[target_M],
+            engine_logprobs_N=torch.from_numpy(batch.engine_logprobs_N[target_M]),
+            correction=self.correction,
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
             dual_clip=self.config.dual_clip,
@@ -204,63 +223,11 @@ class Grpo:
             kl=self.config.kl,
             entropy_coef=self.config.entropy_coef.at(number),
         )
-        seen = Watched(loss, batch.engine_logprobs_N[target_M])
+        seen = Watched(loss)
         rows = [batch.rows[i] for i in part]
         media = {span.key: batch.media[span.key] for row in rows for span in row.spans}
-        return self.engine.update(rows, media, seen) | seen.metrics()
-
-
-class Batch:
-    """The scored trajectories of one batch of rollouts, as rows with advantages; unscored ones are left out."""
-
-    def __init__(self, groups: Sequence[Group], session: Session, config: GrpoStage, seed: int) -> None:
-        played = [
-            (number, trajectory)
-            for number, group in enumerate(groups)
-            for trajectory in group.trajectories
-            if trajectory.reward.kind is ScoreKind.VALUE and usable(trajectory)
-        ]
-        self.trajectories = [trajectory for _, trajectory in played]
-        self.group_B = np.array([number for number, _ in played], dtype=np.int64)
-        self.rewards_B = np.array([trajectory.reward.value for trajectory in self.trajectories])
-        self.advantages_B = group_advantages(self.rewards_B, self.group_B, centre=config.centre, scale=config.scale)
-        if config.shuffle_advantages:
-            self.advantages_B = shuffled(self.advantages_B, self.rewards_B, seed)
-        family = session.checkpoint.family
-        self.rows: list[Row] = [build_row(trajectory, family) for trajectory in self.trajectories]
-        self.media = all_media(self.trajectories)
-        self.engine_logprobs_N = sampled_logprobs(self.trajectories)
-
-    def minibatches(self, count: int) -> list[np.ndarray]:
-        """Indices of the trajectories of each part; groups stay whole."""
-        parts = np.array_split(np.unique(self.group_B), count)
-        found = [np.flatnonzero(np.isin(self.group_B, part)) for part in parts]
-        return [part for part in found if len(part)]
-
-    def metrics(self) -> Metrics:
-        flat = [float(np.ptp(self.advantages_B[self.group_B == group]) == 0) for group in np.unique(self.group_B)]
-        return {"zero_groups": mean(flat), "tokens": float(sum(len(row.ids_T) for row in self.rows))}
-
-
-class Watched:
-    """Passes a loss on, and compares the trainer's log-probs with the engine's on the way."""
-
-    def __init__(self, loss: GrpoLoss, engine_logprobs_N: np.ndarray) -> None:
-        self.loss = loss
-        self.engine_logprobs_N = torch.from_numpy(engine_logprobs_N)
-        self.logprobs_N = torch.zeros_like(self.engine_logprobs_N)
-
-    def __call__(self, inputs: LossInputs) -> LossTerms:
-        self.logprobs_N[inputs.index_N] = inputs.logprobs_N.double().cpu()
-        return self.loss(inputs)
-
-    def metrics(self) -> Metrics:
-        gap_N = (self.logprobs_N - self.engine_logprobs_N).abs()
-        return {
-            "engine_gap/mean": float(gap_N.mean()),
-            "engine_gap/max": float(gap_N.max()),
-            "clip_fraction": self.loss.clip_fraction(self.logprobs_N),
-        }
+        metrics = self.engine.update(rows, media, seen)
+        return metrics | {"clip_fraction": loss.clip_fraction(seen.logprobs_N)}, seen.logprobs_N
 
 
 def draw(sampler: Sampler, count: int, load: Callable[[int], T | None]) -> list[T]:
@@ -293,12 +260,3 @@ def ending(trajectory: Trajectory) -> str:
     """How a trajectory ended, in words for an error message."""
     error = trajectory.turns[-1].error if trajectory.turns else None
     return f"{trajectory.stop.value} after {len(trajectory.turns)} turn(s)" + (f" ({error})" if error else "")
-
-
-def usable(trajectory: Trajectory) -> bool:
-    """Whether there is something to train on; a failed engine says nothing about the policy."""
-    return trajectory.stop is not StopReason.ENGINE_ERROR and trajectory.num_model_tokens > 0
-
-
-def all_media(trajectories: Sequence[Trajectory]) -> dict[str, Media]:
-    return {key: medium for trajectory in trajectories for key, medium in trajectory.media.items()}

@@ -181,7 +181,7 @@ def test_rollout_and_training_give_the_same_log_probs_over_two_turns(loaded, nam
     async def play():
         names = [("0/0", first, media), ("0/1", first, media), ("1/0", other, [])]
         for episode, _, _ in names:
-            engine.open(episode)
+            engine.open(episode, "0")
         done = await asyncio.gather(*(ask(e, tokens, m, 3 + n) for n, (e, tokens, m) in enumerate(names)))
         again = await asyncio.gather(*(ask(e, observation, more, 4 - n) for n, (e, _, _) in enumerate(names)))
         for episode, _, _ in names:

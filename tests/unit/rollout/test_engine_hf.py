@@ -55,7 +55,7 @@ def ask(engine, requests):
     async def run():
         for r in requests:
             if r.episode not in engine._episodes:
-                engine.open(r.episode)
+                engine.open(r.episode, r.group)
         return await asyncio.gather(*(engine.generate(r) for r in requests))
 
     return asyncio.run(run())
@@ -173,7 +173,7 @@ def test_a_wave_waits_until_every_open_episode_asks(engine, prompts):
 
     async def run():
         for name in ("0/0", "1/0"):
-            engine.open(name)
+            engine.open(name, "0")
         first = asyncio.create_task(engine.generate(request(0, 0, *prompts[0])))
         for _ in range(5):
             await asyncio.sleep(0)
@@ -193,7 +193,7 @@ def test_a_failed_batch_fails_its_requests_and_no_others(engine, prompts):
     async def run():
         engine.batch_size = 1
         for name in ("0/0", "1/0"):
-            engine.open(name)
+            engine.open(name, "0")
         asked = (engine.generate(request(0, 0, broken, ())), engine.generate(request(1, 0, tokens, media)))
         return await asyncio.gather(*asked, return_exceptions=True)
 
@@ -204,7 +204,7 @@ def test_a_failed_batch_fails_its_requests_and_no_others(engine, prompts):
 
 
 def test_weights_may_not_change_while_an_episode_is_open(engine):
-    engine.open("0/0")
+    engine.open("0/0", "0")
     with pytest.raises(AssertionError, match="between episodes"):
         engine.weights_changed(vision=True)
     close(engine)

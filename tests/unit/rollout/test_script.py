@@ -200,7 +200,7 @@ def test_the_engine_stops_at_a_stop_string(checkpoint):
             temperature=1.0,
             stop=stop,
         )
-        engine.open("e")
+        engine.open("e", "0")
         (completion,) = engine.decode([request])
         engine.release("e")
         return completion

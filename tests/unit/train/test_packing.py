@@ -141,6 +141,16 @@ def test_rows_that_share_nothing_are_not_packed_where_that_costs_more():
     assert all(batch.packed for batch in plan(group(PROMPT * 10, [1] * 9, [2] * 9), 10**6, sharing=True))
 
 
+@pytest.mark.parametrize("sharing", [False, True])
+@pytest.mark.parametrize("limit", [1, 30, 60, 10**6])
+def test_every_row_is_whole_in_one_micro_batch(limit, sharing):
+    """A ratio or a weight of a trajectory is taken over all of its targets."""
+    rows = [r for start in (100, 200) for r in group(range(start, start + 20), [1] * 9, [2] * 50, [3])]
+    batches = plan(rows, limit, sharing=sharing)
+    assert sorted(i for batch in batches for i in batch.rows) == list(range(6))
+    assert len(batches) == 1 or limit < 10**6
+
+
 branch = st.lists(st.integers(1, 3), min_size=1, max_size=30)
 
 

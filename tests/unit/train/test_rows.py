@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 
-from mmrl.train.rows import build_row, sampled_logprobs
-from mmrl.types import MediaSpan, Segment, Source, StopReason, Trajectory
+from mmrl.train.rows import Written, build_row, sampled_logprobs, written_turns
+from mmrl.types import Media, MediaSpan, Segment, Source, StopReason, Trajectory
 
 
 def trajectory(*segments):
@@ -42,3 +44,35 @@ def row_tokens(row):
 def test_a_trajectory_whose_every_id_is_the_models_has_no_source_before_its_start(checkpoint):
     row = build_row(trajectory(EPISODE.segments[0], EPISODE.segments[1]), checkpoint.family)
     assert np.all(row.source_N >= 0)
+
+
+def medium(kind, key):
+    return Media(kind=kind, key=key, data=np.zeros(1, np.float32))
+
+
+def test_every_turn_knows_the_media_before_it_its_number_and_its_policy():
+    def written(length, version):
+        return Segment(source=Source.MODEL, ids=(10,) * length, logprobs=(-0.1,) * length, version=version)
+
+    def shown(source, *keys):
+        spans = tuple(MediaSpan(key=key, start=n, length=1, grid=None) for n, key in enumerate(keys))
+        return Segment(source=source, ids=(90,) * len(keys) + (1,), spans=spans)
+
+    segments = (
+        shown(Source.PROMPT),
+        written(2, 3),
+        shown(Source.OBSERVATION, "i"),
+        written(0, 3),
+        shown(Source.OBSERVATION, "v", "a"),
+        shown(Source.INJECTED),
+        written(4, 4),
+        shown(Source.OBSERVATION, "i"),
+    )
+    media = {m.key: m for m in (medium("image", "i"), medium("video", "v"), medium("audio", "a"))}
+    episode = replace(trajectory(*segments), media=media)
+    turns = written_turns([episode, episode])
+    assert turns[:2] == [
+        Written(length=2, turn=1, kinds=frozenset({"text"}), version=3),
+        Written(length=4, turn=3, kinds=frozenset({"image", "video", "audio"}), version=4),
+    ]
+    assert turns[2:] == turns[:2]

@@ -1,0 +1,40 @@
+"""Puts the vLLM engine together from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mmrl.cache.features import FeatureCache
+from mmrl.cache.shared import SharedFeatures
+from mmrl.config import EpisodeSection, RolloutSection
+from mmrl.models.load import Checkpoint, hub_weights
+from mmrl.rollout.engine_vllm import VllmEngine
+from mmrl.rollout.vllm_arguments import vllm_arguments
+from mmrl.rollout.vllm_inprocess import InProcess
+
+
+def open_vllm(
+    checkpoint: Checkpoint, features: FeatureCache, folder: str | Path, rollout: RolloutSection, episode: EpisodeSection
+) -> VllmEngine:
+    """`folder` is the checkpoint's, for its configuration; the weights are those of the model."""
+    shared = SharedFeatures()
+    arguments = vllm_arguments(
+        checkpoint.family,
+        folder,
+        dtype=str(checkpoint.model.dtype).removeprefix("torch."),
+        features=shared.folder,
+        max_context=episode.max_context + episode.max_turn_tokens,
+        batch_size=rollout.batch_size,
+        further=rollout.vllm,
+    )
+    writer = InProcess(arguments)
+    return VllmEngine(writer, checkpoint.family, features, shared, partial(policy_weights, checkpoint))
+
+
+def policy_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """The policy as a whole model, under the names of the hub's files."""
+    return hub_weights(checkpoint.model, checkpoint.kind)

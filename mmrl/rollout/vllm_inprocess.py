@@ -1,0 +1,147 @@
+"""vLLM in the trainer's process: a thread steps the engine while there is something to write.
+
+Weights are handed over as tensors, on a GPU too: nothing is copied between processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from mmrl.errors import ConfigError
+from mmrl.rollout.vllm_prompt import Call, Written, engine_input, sampling
+
+Waiting = tuple[asyncio.AbstractEventLoop, asyncio.Future[Written]]
+
+
+class InProcess:
+    """Implements Writer."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.llm = build_llm(arguments)
+        self.version = 0
+        self.cached_tokens = 0
+        """Tokens of prompts whose keys were found so far."""
+        self._numbers = itertools.count()
+        self._inbox: queue.SimpleQueue[tuple[Call, Waiting] | None] = queue.SimpleQueue()
+        self._waiting: dict[str, Waiting] = {}
+        self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
+        self._thread.start()
+
+    async def generate(self, call: Call, group: str) -> Written:
+        del group  # there is one prefix cache
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Written] = loop.create_future()
+        self._inbox.put((call, (loop, future)))
+        return await future
+
+    def take_weights(self, version: int, weights: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights()})
+        self.llm.apply_model(pack_tied_head)
+        self.llm.reset_prefix_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+        self.version = version
+
+    def sleep(self) -> None:
+        """Leave the GPU's memory to the trainer: the weights come back with the next update."""
+        if self.llm.llm_engine.model_config.enable_sleep_mode:
+            self.llm.sleep(level=2)
+
+    def wake(self) -> None:
+        if self.llm.llm_engine.model_config.enable_sleep_mode:
+            self.llm.wake_up()
+
+    def close(self) -> None:
+        self._inbox.put(None)
+        self._thread.join()
+        self.llm.llm_engine.engine_core.shutdown()
+
+    def _run(self) -> None:
+        engine = self.llm.llm_engine
+        while self._receive(block=not self._waiting):
+            try:
+                outputs = engine.step()
+            except Exception as error:  # costs all that was being written
+                engine.abort_request(list(self._waiting))
+                for waiting in self._waiting.values():
+                    _settle(waiting, error)
+                self._waiting.clear()
+                continue
+            for output in outputs:
+                if output.finished and output.request_id in self._waiting:
+                    _settle(self._waiting.pop(output.request_id), self._written(output))
+
+    def _receive(self, *, block: bool) -> bool:
+        """Take in what was asked; False at the end."""
+        while block or not self._inbox.empty():
+            message = self._inbox.get()
+            if message is None:
+                return False
+            self._add(*message)
+            block = False
+        return True
+
+    def _add(self, call: Call, waiting: Waiting) -> None:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        name = str(next(self._numbers))
+        try:
+            parameters = SamplingParams(**sampling(call), output_kind=RequestOutputKind.FINAL_ONLY)
+            self.llm.llm_engine.add_request(name, engine_input(call), parameters, priority=call.priority)
+        except Exception as error:  # a request that cannot be met costs its episode
+            _settle(waiting, error)
+        else:
+            self._waiting[name] = waiting
+
+    def _written(self, output: Any) -> Written:
+        (found,) = output.outputs
+        self.cached_tokens += output.num_cached_tokens or 0
+        ids = tuple(found.token_ids)
+        return Written(
+            ids=ids,
+            logprobs=tuple(step[i].logprob for i, step in zip(ids, found.logprobs, strict=True)),
+            version=self.version,
+            stopped=found.finish_reason == "stop",
+        )
+
+
+def _settle(waiting: Waiting, outcome: Written | Exception) -> None:
+    loop, future = waiting
+
+    def settle() -> None:
+        if future.done():
+            return
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    with contextlib.suppress(RuntimeError):  # whoever asked has stopped
+        loop.call_soon_threadsafe(settle)
+
+
+def pack_tied_head(model: torch.nn.Module) -> None:
+    """On a CPU a head has a packed copy of its weight, which a reload forgets where the weight is the embeddings'."""
+    for module in model.modules():
+        if type(module).__name__ == "ParallelLMHead" and hasattr(module, "cpu_linear"):
+            module.quant_method.process_weights_after_loading(module)  # type: ignore[operator, union-attr]
+
+
+def build_llm(arguments: Mapping[str, Any]) -> Any:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    try:
+        from vllm import LLM
+        from vllm.distributed.ec_transfer import has_ec_transfer
+    except ImportError:
+        raise ConfigError("rollout.engine: vllm is not installed; pip install 'mmrl[vllm]', or use hf") from None
+    if has_ec_transfer():
+        raise RuntimeError("a process holds one vLLM at a time: close the other engine first")
+    return LLM(**arguments)
