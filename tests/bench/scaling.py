@@ -24,10 +24,9 @@ from tests.bench.table import gigaflops, mebibytes, seconds, table, write_json
 from tests.bench.task import Case, Update, Way, write_rows
 from tests.bench.turns import Side
 
-PADDED_TOKENS = 1 << 17
-"""Tokens of all rows up to which the padded way is measured."""
 FRAME_TOKENS = 32
 """Vision tokens of a frame."""
+FRAMES = (8, 64, 256, 1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +45,7 @@ def updates(name: str) -> list[Point]:
         return [_point(tokens, 8, 32, compare=tokens == 4096) for tokens in (512, 1024, 2048, 4096, 8192, 16384, 32768)]
     if name == "group":
         return [_point(8192, group, 16) for group in (2, 4, 8, 16, 32)]
-    return [_point(32 + frames * FRAME_TOKENS, 8, 32, frames=frames) for frames in (8, 64, 256, 1024)]
+    return [_point(32 + frames * FRAME_TOKENS, 8, 32, frames=frames) for frames in FRAMES]
 
 
 def _point(prompt: int, group: int, response: int, *, frames: int | None = None, compare: bool = False) -> Point:
@@ -84,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--max-tokens", type=int, default=1 << 16, help="longest prompt that is measured")
     found.add_argument("--padded", action="store_true", help="measure the padded way too")
+    found.add_argument("--padded-tokens", type=int, default=1 << 17, help="of all rows, up to which it is measured")
+    found.add_argument("--frames", action="append", type=int, choices=FRAMES, help="lines of the table of frames")
+    found.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward")
     found.add_argument("--repeats", type=int, default=3, help="timed updates or steps of each case")
     add_common(found)
     return found
@@ -98,21 +100,22 @@ def rows(name: str, options: argparse.Namespace, folder: Path) -> Iterator[dict[
         return
     points = [Point(case=case) for case in options.case] if options.case else updates(name)
     for point in points:
-        if point.case.prompt_tokens <= options.max_tokens:
-            for way in ways(point, padded=options.padded):
+        wanted = not options.frames or point.frames in (None, *options.frames)
+        if wanted and point.case.prompt_tokens <= options.max_tokens:
+            for way in ways(point, options.padded_tokens if options.padded else 0):
                 yield measure_update(point, way, options, folder)
 
 
-def ways(point: Point, *, padded: bool) -> list[Way]:
+def ways(point: Point, padded_tokens: int) -> list[Way]:
     """The ways of the engine that are compared. Attention kernels that can be chosen by name belong here too."""
     tokens = point.case.group_size * (point.case.prompt_tokens + point.case.response_tokens)
-    both = point.compare or (padded and tokens <= PADDED_TOKENS)
+    both = point.compare or tokens <= padded_tokens
     return ["shared", "padded"] if both else ["shared"]
 
 
 def measure_update(point: Point, way: Way, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     base = asdict(setup(options, point.case, folder)) | {"case": point.case, "freeze_vision": True}
-    update = Update(**base, way=way, frames=point.frames)
+    update = Update(**base, way=way, frames=point.frames, checkpointing=options.checkpointing)
     steps, counted = run(Side("tests.bench.update_side", update), options.repeats)
     return figures(point.case, steps, counted) | {"way": way, "frames": point.frames}
 

@@ -62,6 +62,8 @@ class Update(Setup):
     """Whether a group's rows share their prompt."""
     frames: int | None = None
     """The prompt's medium is a video of so many; None is an image."""
+    checkpointing: bool = False
+    """Whether activations are computed again in the backward."""
 
 
 def write_rows(folder: Path, case: Case, count: int) -> None:

@@ -43,6 +43,7 @@ def serve(turns: Turns) -> None:
         max_grad_norm=section.max_grad_norm,
         sharing=setup.way == "shared",
     )
+    engine.checkpoint_activations(setup.checkpointing)
     warm_up = make_rows(WARM_UP, None, checkpoint, features)
     work = make_rows(setup.case, setup.frames, checkpoint, features)
     turns.ready(model, outside="update")
