@@ -25,6 +25,8 @@ def flop_counter() -> FlopCounterMode:
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_cpu,
         aten._scaled_dot_product_flash_attention: _attention,
         aten._scaled_dot_product_flash_attention_backward: _attention_backward_cuda,
+        aten._flash_attention_forward: _packed,
+        aten._flash_attention_backward: _packed_backward,
     }
     return FlopCounterMode(display=False, custom_mapping=table)
 
@@ -41,6 +43,28 @@ def _attention_backward_cpu(
 
 def _attention_backward_cuda(grad: Any, query: Any, key: Any, value: Any, *rest: Any, **__: Any) -> int:
     return sdpa_backward_flop_count(grad, query, key, value) // (1 + bool(rest[7]))
+
+
+def _packed(
+    query: Any,
+    key: Any,
+    value: Any,
+    ends_q: Any,
+    ends_k: Any,
+    max_q: int,
+    max_k: int,
+    dropout: float,
+    causal: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Of equally long sequences, (tokens, heads, width)."""
+    tokens, heads, width = query
+    return 4 * tokens * heads * max_k * width // (1 + causal)
+
+
+def _packed_backward(grad: Any, query: Any, key: Any, value: Any, out: Any, lse: Any, *rest: Any, **__: Any) -> int:
+    return 5 * _packed(query, key, value, *rest[:6]) // 2
 
 
 def peak_flops(device: str, dtype: torch.dtype) -> float:
