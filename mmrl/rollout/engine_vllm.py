@@ -72,7 +72,7 @@ class VllmEngine:
     def open(self, episode: str, group: str) -> None:
         if self._asleep:
             self.writer.wake()
-            self._asleep = False
+            self._asleep, self._stale = False, True
         if self._stale:
             self.writer.take_weights(self.version, self.weights)
             self._stale = False
@@ -96,9 +96,10 @@ class VllmEngine:
             self.features.clear()
 
     def sleep(self) -> None:
-        """Rollouts are done for now: the trainer needs the device."""
-        self.writer.sleep()
-        self._asleep = True
+        """Rollouts are done for now: the trainer needs the device. The weights are taken anew afterwards."""
+        if not self._asleep:
+            self.writer.sleep()
+            self._asleep = True
 
     def close(self) -> None:
         self.writer.close()

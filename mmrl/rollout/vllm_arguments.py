@@ -55,6 +55,8 @@ def vllm_arguments(
         "scheduling_policy": "priority",
         "logprobs_mode": "processed_logprobs",
         "enforce_eager": not torch.cuda.is_available(),
+        # On a CPU a prompt that is computed in parts fails: its random numbers cannot be taken back.
+        "enable_chunked_prefill": torch.cuda.is_available(),
         **further,
     }
     if arguments["max_num_batched_tokens"] < arguments["max_model_len"]:

@@ -82,6 +82,16 @@ def gap_warning(metrics: Mapping[str, float], bound: float) -> str | None:
     )
 
 
+def engine_failures(groups: Sequence[Group]) -> str | None:
+    """How many rollouts the engine failed, and in which words first."""
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    failed = [trajectory for trajectory in trajectories if trajectory.stop is StopReason.ENGINE_ERROR]
+    if not failed:
+        return None
+    words = failed[0].turns[-1].error
+    return f"the engine failed {len(failed)} of {len(trajectories)} rollouts, which are left out: {words}"
+
+
 def policy_lag(turns: Sequence[Written], version: int) -> dict[str, float]:
     """Mean over targets of the updates between the policy that wrote them and `version`."""
     lags = [(version - turn.version, turn.length) for turn in turns if turn.version is not None]

@@ -26,7 +26,7 @@ from mmrl.rollout.demonstrate import Demonstrator
 from mmrl.rollout.episode import Prompt, Sampling
 from mmrl.train.batch import Batch, Watched
 from mmrl.train.engine import TorchEngine, target_starts
-from mmrl.train.metrics import gap_warning, group_metrics, mean, policy_lag
+from mmrl.train.metrics import engine_failures, gap_warning, group_metrics, mean, policy_lag
 from mmrl.train.reference import AdapterReference
 from mmrl.train.rows import build_row
 from mmrl.train.session import Session
@@ -84,6 +84,7 @@ class Sft:
         trajectory_N = np.repeat(np.arange(len(rows)), [len(row.target_N) for row in rows])
         coef_N = coefficients("token_mean", trajectory_N, np.arange(len(rows)))
         before = self.engine.features.encoded
+        self.session.runner.engine.sleep()
         metrics = self.engine.update(rows, media, SftLoss(coef_N=torch.from_numpy(coef_N)))
         encoded = float(self.engine.features.encoded - before)
         return metrics | {"tokens": float(sum(len(row.ids_T) for row in rows)), "media_encoded": encoded}
@@ -130,7 +131,8 @@ class Grpo:
         self.session, self.config, self.engine, self.reference = session, config, engine, reference
         section = config.correction_of(session.config.rollout)
         self.correction = Correction(**section.model_dump()) if section else None
-        self.warned = False
+        self.told: set[str] = set()
+        """Warnings that were given: each is once a stage."""
         self.dataset = session.dataset(config.rows)
         self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))
         self.ahead = Prefetcher(session.media)
@@ -140,6 +142,7 @@ class Grpo:
         self.engine.temperature = self.config.temperature.at(number)
         groups = self._rollouts(number, on_group)
         rollout_seconds = time.perf_counter() - start
+        self._tell_once("engine failure", engine_failures(groups), number)
         metrics = group_metrics(groups) | self._update(groups, number)
         encoded = float(self.engine.features.encoded - before)
         return metrics | {"seconds/rollout": rollout_seconds, "media_encoded": encoded}
@@ -163,6 +166,7 @@ class Grpo:
 
     def _update(self, groups: Sequence[Group], number: int) -> Metrics:
         """One pass or more over the batch. Without a usable trajectory there is none, and the step is skipped."""
+        self.session.runner.engine.sleep()
         seed = self.session.seed(stage_name(self.config), "shuffle", number)
         batch = Batch(groups, self.session.checkpoint.family, self.config, seed)
         if not batch.rows:
@@ -182,16 +186,14 @@ class Grpo:
         start_N = updates[0][1] if old_N is None else old_N
         metrics |= batch.metrics() | batch.mismatch(start_N, self.correction)
         metrics |= policy_lag(batch.turns, self.session.runner.engine.version)
-        self._warn(metrics, number)
+        if self.config.max_engine_gap is not None:
+            self._tell_once("gap", gap_warning(metrics, self.config.max_engine_gap), number)
         return metrics
 
-    def _warn(self, metrics: Metrics, number: int) -> None:
-        """Say once that the engine is far from the trainer."""
-        bound = self.config.max_engine_gap
-        warning = None if bound is None or self.warned else gap_warning(metrics, bound)
-        if warning:
-            self.session.tell(f"{stage_name(self.config)} step {number + 1}: {warning}")
-            self.warned = True
+    def _tell_once(self, what: str, words: str | None, number: int) -> None:
+        if words and what not in self.told:
+            self.session.tell(f"{stage_name(self.config)} step {number + 1}: {words}")
+            self.told.add(what)
 
     def _update_part(
         self,

@@ -2,12 +2,13 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 import torch
-from vllm_play import VISION, assert_equal, change, gap, open_engine, picture, play, video
+from vllm_play import VISION, ask, assert_equal, change, gap, open_engine, picture, play, video
 
 from mmrl.errors import ConfigError
-from mmrl.types import Source
+from mmrl.types import Source, Tokens
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
@@ -104,16 +105,28 @@ def test_reserved_ids_are_never_sampled(opened):
     assert not written & set(checkpoint.family.reserved_ids)
 
 
+def test_more_prompts_than_a_batch_takes_are_all_answered(opened):
+    checkpoint, engine = opened
+    rng = np.random.default_rng(0)
+    prompts = [Tokens(ids=tuple(rng.integers(0, 200, 900).tolist())) for _ in range(24)]
+
+    async def ask_all():
+        for sibling in range(24):
+            engine.open(f"0/{sibling}", "0")
+        return await asyncio.gather(*(ask(engine, n, 0, prompt, (), 2) for n, prompt in enumerate(prompts)))
+
+    segments = asyncio.run(ask_all())
+    for sibling in range(24):
+        engine.release(f"0/{sibling}")
+    assert all(segment.ids for segment in segments)
+
+
 def test_a_request_that_cannot_be_met_costs_its_episode_only(opened):
     checkpoint, engine = opened
     engine.open("too long", "1")
     long = checkpoint.family.encode_text("word " * 3000)
 
     async def ask_both():
-        from vllm_play import ask
-
-        from mmrl.types import Tokens
-
         engine.open("0/0", "0")
         bad = ask_as("too long", Tokens(ids=long))
         good = ask(engine, 0, 0, Tokens(ids=long[:9]), (), 4)
