@@ -6,10 +6,11 @@ Causal attention counts half of its square, a masked one the whole of it: that i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench.task import FRAME_TOKENS, SIDE, Case, grid
 
@@ -21,28 +22,35 @@ def flop_counter() -> FlopCounterMode:
     """Counts every product that runs while it is on; torch's own table lacks the CPU's attention."""
     aten = torch.ops.aten
     table = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_cpu,
-        aten._scaled_dot_product_flash_attention: _attention,
-        aten._scaled_dot_product_flash_attention_backward: _attention_backward_cuda,
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention(causal=4),
+        aten._scaled_dot_product_flash_attention: _attention(causal=4),
+        aten._scaled_dot_product_efficient_attention: _attention(causal=6),
+        aten._scaled_dot_product_cudnn_attention: _attention(causal=6),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward(causal=7),
+        aten._scaled_dot_product_flash_attention_backward: _attention_backward(causal=11),
+        aten._scaled_dot_product_efficient_attention_backward: _attention_backward(causal=11),
+        aten._scaled_dot_product_cudnn_attention_backward: _attention_backward(causal=14),
         aten._flash_attention_forward: _packed,
         aten._flash_attention_backward: _packed_backward,
     }
     return FlopCounterMode(display=False, custom_mapping=table)
 
 
-def _attention(query: Any, key: Any, value: Any, dropout: float = 0.0, causal: bool = False, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value) // (1 + causal)
+def _attention(causal: int) -> Callable[..., int]:
+    """Count of a kernel whose argument `causal` says whether it skips half of the square; shapes are (B, H, T, D)."""
+
+    def count(query: Any, key: Any, *rest: Any, **_: Any) -> int:
+        batch, heads, length, width = query
+        half = len(rest) > causal - 2 and rest[causal - 2] is True
+        return 4 * batch * heads * length * key[2] * width // (1 + half)
+
+    return count
 
 
-def _attention_backward_cpu(
-    grad: Any, query: Any, key: Any, value: Any, out: Any, lse: Any, dropout: float, causal: bool, *_: Any, **__: Any
-) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value) // (1 + causal)
-
-
-def _attention_backward_cuda(grad: Any, query: Any, key: Any, value: Any, *rest: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value) // (1 + bool(rest[7]))
+def _attention_backward(causal: int) -> Callable[..., int]:
+    """Five products in place of two."""
+    forward = _attention(causal - 1)
+    return lambda grad, *rest, **named: 5 * forward(*rest, **named) // 2
 
 
 def _packed(

@@ -85,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--padded", action="store_true", help="measure the padded way too")
     found.add_argument("--padded-tokens", type=int, default=1 << 17, help="of all rows, up to which it is measured")
     found.add_argument("--frames", action="append", type=int, choices=FRAMES, help="lines of the table of frames")
+    found.add_argument(
+        "--no-count", action="store_true", help="count no operations: counted attention holds its square"
+    )
     found.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward")
     found.add_argument("--repeats", type=int, default=3, help="timed updates or steps of each case")
     add_common(found)
@@ -116,7 +119,7 @@ def ways(point: Point, padded_tokens: int) -> list[Way]:
 def measure_update(point: Point, way: Way, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     base = asdict(setup(options, point.case, folder)) | {"case": point.case, "freeze_vision": True}
     update = Update(**base, way=way, frames=point.frames, checkpointing=options.checkpointing)
-    steps, counted = run(Side("tests.bench.update_side", update), options.repeats)
+    steps, counted = run(Side("tests.bench.update_side", update), options.repeats, count=not options.no_count)
     return figures(point.case, steps, counted) | {"way": way, "frames": point.frames}
 
 
@@ -127,10 +130,10 @@ def measure_step(case: Case, options: argparse.Namespace, folder: Path) -> dict[
     return figures(case, steps[1:], counted) | {"way": "shared", "frames": None} | phases
 
 
-def run(side: Side, repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def run(side: Side, repeats: int, *, count: bool = True) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(timed steps, the one that is counted)."""
     steps = [side.step() for _ in range(repeats)]
-    counted = side.step("count")
+    counted = side.step("count") if count else {"step": 0.0, "peak_flops": float("inf")}
     side.stop()
     return steps, counted
 
