@@ -6,6 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
+VLLM_TESTS := $(shell grep -rl importorskip..vllm tests --include=*.py)
 
 .PHONY: quickstart test test-vllm check clean
 
@@ -17,7 +18,7 @@ test: $(BIN)/pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
 
 test-vllm: $(VLLM)/pytest
-	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/pytest tests/unit/rollout/test_engine_vllm.py $(ARGS)
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/pytest $(VLLM_TESTS) $(ARGS)
 
 check: $(BIN)/pytest
 	$(BIN)/ruff check .

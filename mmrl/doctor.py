@@ -90,6 +90,17 @@ def _model() -> str:
     return f"{', '.join(FAMILIES)} ({Qwen2_5_VLForConditionalGeneration.__name__})"
 
 
+def _vllm() -> str:
+    """Imports, and what of it can run on this machine."""
+    import torch
+    import vllm
+    from vllm.distributed.ec_transfer.ec_connector import example_connector  # noqa: F401 (what reads our features)
+
+    if torch.cuda.is_available():
+        return f"{vllm.__version__}, in process and by servers"
+    return f"{vllm.__version__}, in process and by servers; never tried here, without a GPU: graphs, sleep in updates"
+
+
 REINSTALL = "pip install --force-reinstall torch torchvision transformers"
 PROBES: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("device", _device, REINSTALL),
@@ -100,6 +111,7 @@ PROBES: tuple[tuple[str, Callable[[], str], str], ...] = (
 )
 OPTIONAL: tuple[tuple[str, Callable[[], str], str], ...] = (
     ("videos by torchcodec", partial(_backend, "torchcodec"), "pip install torchcodec; apt-get install ffmpeg"),
+    ("rollouts by vLLM", _vllm, r"pip install 'mmrl\[vllm]'; without a GPU as in the Makefile"),
     ("videos by decord", partial(_backend, "decord"), "pip install decord"),
 )
 """What may be chosen instead of what works already."""

@@ -34,6 +34,7 @@ class SharedFeatures:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
+        self.own = folder is None
         self.folder = Path(folder) if folder else new_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.bytes_written = 0
@@ -67,7 +68,11 @@ class SharedFeatures:
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove what was written."""
+        for name in list(self._holders):
+            self.remove(name)
+        if self.own:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
