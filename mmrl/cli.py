@@ -130,6 +130,39 @@ def answer(
         print(line)
 
 
+@app.command("serve-engine")
+def serve_engine(
+    model: Annotated[str, typer.Argument(help="Folder or hub's id of the trainer's checkpoint.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Option(help="Folder that the trainer sees too: its rollout.servers.folder.", show_default=False)
+    ],
+    host: Annotated[str, typer.Option(help="Address that it listens on; any but this machine needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port that it listens on.")] = 8000,
+    max_context: Annotated[
+        int, typer.Option(min=1, help="Tokens of an episode: the trainer's max_context + max_turn_tokens.")
+    ] = 4608,
+    token_env: Annotated[str, typer.Option(help="Environment variable that holds the token.")] = "MMRL_ENGINE_TOKEN",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Argument of vLLM, e.g. tensor_parallel_size=2.", show_default=False),
+    ] = None,
+) -> None:
+    """Start a vLLM server that writes rollouts for a trainer elsewhere; name it in that one's rollout.servers.urls."""
+    from mmrl.rollout.vllm_serve import serve
+
+    serve(
+        model,
+        host=host,
+        port=port,
+        folder=folder,
+        max_context=max_context,
+        token_env=token_env,
+        settings=settings or [],
+    )
+
+
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Directory of a run, finished or not.", show_default=False)],

@@ -206,13 +206,58 @@ class EpisodeSection(Model):
     """Fixed turns before the free ones."""
 
 
+class ServersSection(Model):
+    """vLLM servers: `count` that the trainer starts, or those at `urls`, each started by `mmrl serve-engine`."""
+
+    count: int | None = Field(default=None, ge=1)
+    """Servers that are started on this machine, and started again where they die."""
+    urls: list[Annotated[str, Field(pattern="^https?://")]] = []
+    """Servers that run already, e.g. [http://host:8000]; after a restart they are given the weights again."""
+    folder: str | None = None
+    """Of features and weights, where all servers see it under this path too; needed with `urls`. None is in this
+    machine's memory."""
+    token_env: str = "MMRL_ENGINE_TOKEN"
+    """Environment variable with the token of the servers at `urls`."""
+    first_device: int = Field(default=1, ge=0)
+    """GPU of the first server; each has tensor_parallel_size x data_parallel_size of them. 0 shares the trainer's."""
+    timeout_s: float = Field(default=1800.0, gt=0)
+    """Of a model turn, the time that it waits for its place included: a server that takes longer is started again."""
+    start_timeout_s: float = Field(default=600.0, gt=0)
+    """Until a server that starts, or starts again, is ready."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Restarts in a row after which the run ends, where a server writes nothing between them."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ServersSection:
+        if (self.count is None) == (not self.urls):
+            raise ValueError("give count, for servers that are started here, or urls of others")
+        if self.urls and self.folder is None:
+            raise ValueError("urls need folder: where the servers see features and weights")
+        return self
+
+
 class RolloutSection(Model):
     engine: Literal["hf", "vllm"] = "hf"
-    """What writes rollouts: transformers, or vLLM in this process (Qwen2-VL and Qwen2.5-VL, without LoRA)."""
+    """What writes rollouts: transformers, or vLLM."""
     vllm: dict[str, Any] = {}
-    """Further arguments of vllm.LLM, e.g. {gpu_memory_utilization: 0.5}."""
+    """Further arguments of vLLM's engine, e.g. {gpu_memory_utilization: 0.5, tensor_parallel_size: 2}."""
+    servers: ServersSection | None = None
+    """Where vLLM runs: None is in the trainer's process."""
     batch_size: int = Field(default=256, ge=1)
     """Episodes decoded together."""
+    staleness: Literal[0, 1] = 0
+    """1: vLLM writes the rollouts of the next step while this one's update runs, with the weights from before it. Only
+    for stages that train no media encoder."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RolloutSection:
+        if self.staleness and self.engine != "vllm":
+            raise ValueError("staleness 1 is for engine: vllm; hf writes with the trainer's own, changing model")
+        if self.servers is not None and self.engine != "vllm":
+            raise ValueError("servers are vLLM's: set engine: vllm")
+        if self.servers is not None and self.servers.urls and self.vllm:
+            raise ValueError("vllm is for engines that are started here: give these to mmrl serve-engine, by --set")
+        return self
 
 
 class RewardSection(Plugin):

@@ -12,16 +12,29 @@ from mmrl.cache.features import FeatureCache
 from mmrl.cache.shared import SharedFeatures
 from mmrl.config import EpisodeSection, RolloutSection
 from mmrl.models.load import Checkpoint, hub_weights
-from mmrl.rollout.engine_vllm import VllmEngine
+from mmrl.rollout.engine_vllm import VllmEngine, Writer
 from mmrl.rollout.vllm_arguments import vllm_arguments
 from mmrl.rollout.vllm_inprocess import InProcess
+from mmrl.rollout.vllm_servers import Servers
 
 
 def open_vllm(
-    checkpoint: Checkpoint, features: FeatureCache, folder: str | Path, rollout: RolloutSection, episode: EpisodeSection
+    checkpoint: Checkpoint,
+    features: FeatureCache,
+    folder: str | Path,
+    rollout: RolloutSection,
+    episode: EpisodeSection,
+    *,
+    logs: Path | None = None,
 ) -> VllmEngine:
-    """`folder` is the checkpoint's, for its configuration; the weights are those of the model."""
-    shared = SharedFeatures()
+    """vLLM in this process, or in the servers of the configuration.
+
+    Args:
+        folder: the checkpoint's, for its configuration; the weights are those of the model.
+        logs: folder of the servers' logs; None is beside the shared features.
+    """
+    servers = rollout.servers
+    shared = SharedFeatures(servers.folder if servers else None)
     arguments = vllm_arguments(
         checkpoint.family,
         folder,
@@ -31,7 +44,11 @@ def open_vllm(
         batch_size=rollout.batch_size,
         further=rollout.vllm,
     )
-    writer = InProcess(arguments)
+    writer: Writer
+    if servers is None:
+        writer = InProcess(arguments)
+    else:
+        writer = Servers(servers, arguments, shared.folder, logs or shared.folder / "servers")
     return VllmEngine(writer, checkpoint.family, features, shared, partial(policy_weights, checkpoint))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,8 @@ def _session(config: RunConfig, kind: str, checkpoint: Path | None) -> Iterator[
         with Progress() as progress:
             progress.print(f"model: {folder or config.model_path}")
             session = open_session(config, model_path=folder, tell=progress.print)
-            yield session, store, progress
+            with closing(session.runner.engine):
+                yield session, store, progress
             write_manifest(store, session.decoders())
     finally:
         store.close()
