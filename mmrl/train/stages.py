@@ -21,9 +21,10 @@ from mmrl.cache.media import size
 from mmrl.config import GrpoStage, SftStage, stage_name
 from mmrl.data.prefetch import Prefetcher
 from mmrl.data.sampler import Sampler
-from mmrl.errors import DataError
+from mmrl.errors import ConfigError, DataError
 from mmrl.rollout.demonstrate import Demonstrator
 from mmrl.rollout.episode import Prompt, Sampling
+from mmrl.train.ahead import Pipeline, Rollouts
 from mmrl.train.batch import Batch, Watched
 from mmrl.train.engine import TorchEngine, target_starts
 from mmrl.train.metrics import engine_failures, gap_warning, group_metrics, mean, policy_lag
@@ -40,12 +41,17 @@ OnGroup = Callable[[Group], None]
 class Stage(Protocol):
     sampler: Sampler
 
+    @property
+    def position(self) -> int:
+        """Of the sampler, where a run goes on: the first row that no step has used."""
+        ...
+
     def step(self, number: int, on_group: OnGroup) -> Metrics:
         """Optimiser step `number`, from 0."""
         ...
 
     def close(self) -> None:
-        """Load no more rows."""
+        """Load no more rows, and play none."""
         ...
 
 
@@ -73,6 +79,10 @@ class Sft:
         self.examples: OrderedDict[int, Example] = OrderedDict()
         """The latest used, within `data.cached_bytes` of pixels and samples."""
         self.num_bytes = 0
+
+    @property
+    def position(self) -> int:
+        return self.sampler.position
 
     def step(self, number: int, on_group: OnGroup) -> Metrics:
         del on_group  # nothing is sampled
@@ -119,7 +129,11 @@ class Sft:
 
 
 class Grpo:
-    """Group-relative policy optimisation (GRPO, arXiv 2402.03300) on multi-turn rollouts."""
+    """Group-relative policy optimisation (GRPO, arXiv 2402.03300) on multi-turn rollouts.
+
+    With `rollout.staleness` the rollouts of the next step are begun before this one's update. Raises ConfigError where
+    the stage trains a media tower then.
+    """
 
     def __init__(
         self,
@@ -129,6 +143,12 @@ class Grpo:
         reference: TorchEngine | AdapterReference | None,
     ) -> None:
         self.session, self.config, self.engine, self.reference = session, config, engine, reference
+        self.staleness = session.config.rollout.staleness
+        if self.staleness and engine.trains_vision:
+            raise ConfigError(
+                f"rollout.staleness: stage {stage_name(config)!r} trains a media encoder, whose features rollouts in "
+                "flight still use; freeze it (freeze: ['*visual*'] in the stage), or set staleness to 0"
+            )
         section = config.correction_of(session.config.rollout)
         self.correction = Correction(**section.model_dump()) if section else None
         self.told: set[str] = set()
@@ -136,11 +156,16 @@ class Grpo:
         self.dataset = session.dataset(config.rows)
         self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))
         self.ahead = Prefetcher(session.media)
+        self.pipeline = Pipeline(self._begin, self.sampler, config.steps)
+
+    @property
+    def position(self) -> int:
+        return self.pipeline.position
 
     def step(self, number: int, on_group: OnGroup) -> Metrics:
         start, before = time.perf_counter(), self.engine.features.encoded
         self.engine.temperature = self.config.temperature.at(number)
-        groups = self._rollouts(number, on_group)
+        groups = (self.pipeline.groups if self.staleness else self._rollouts)(number, on_group)
         rollout_seconds = time.perf_counter() - start
         self._tell_once("engine failure", engine_failures(groups), number)
         metrics = group_metrics(groups) | self._update(groups, number)
@@ -149,20 +174,29 @@ class Grpo:
 
     def close(self) -> None:
         self.ahead.close()
+        self.session.cancel()
 
     def _rollouts(self, number: int, on_group: OnGroup) -> list[Group]:
-        prompts = draw(self.sampler, self.config.prompts_per_step, partial(self.session.prompt, self.dataset))
-        coming = upcoming(self, self.config.prompts_per_step, number)
-        self.ahead.start(ref for index in coming for ref in self.dataset.refs(index))
-        sampling = Sampling(
-            temperature=self.engine.temperature,
-            seed=self.session.seed(stage_name(self.config), "rollout", number),
-        )
+        prompts, sampling = self._prompts(number), self._sampling(number)
         # A tower that is trained is encoded with its graph, which the update then uses: one encode serves both.
         with self.engine.features.tracked() if self.engine.trains_vision else nullcontext():
             return self.session.play(
                 prompts, group_size=self.config.group_size, sampling=sampling, step=number, on_group=on_group
             )
+
+    def _begin(self, number: int) -> Rollouts:
+        prompts, sampling = self._prompts(number), self._sampling(number)
+        return self.session.begin(prompts, group_size=self.config.group_size, sampling=sampling, step=number)
+
+    def _prompts(self, number: int) -> list[Prompt]:
+        prompts = draw(self.sampler, self.config.prompts_per_step, partial(self.session.prompt, self.dataset))
+        coming = upcoming(self, self.config.prompts_per_step, number)
+        self.ahead.start(ref for index in coming for ref in self.dataset.refs(index))
+        return prompts
+
+    def _sampling(self, number: int) -> Sampling:
+        seed = self.session.seed(stage_name(self.config), "rollout", number)
+        return Sampling(temperature=self.config.temperature.at(number), seed=seed)
 
     def _update(self, groups: Sequence[Group], number: int) -> Metrics:
         """One pass or more over the batch. Without a usable trajectory there is none, and the step is skipped."""
@@ -186,7 +220,8 @@ class Grpo:
         start_N = updates[0][1] if old_N is None else old_N
         metrics |= batch.metrics() | batch.mismatch(start_N, self.correction)
         metrics |= policy_lag(batch.turns, self.session.runner.engine.version)
-        if self.config.max_engine_gap is not None:
+        # That of stale rollouts is the update's too.
+        if self.config.max_engine_gap is not None and not (self.staleness and metrics.get("policy_lag")):
             self._tell_once("gap", gap_warning(metrics, self.config.max_engine_gap), number)
         return metrics
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from mmrl.config import CorrectionSection, GrpoStage, RolloutSection, RunConfig
 from mmrl.rollout.engine_hf import HFEngine
 from mmrl.train.engine import TorchEngine
-from mmrl.train.optim import build_optimizer, select_parameters
+from mmrl.train.optim import build_optimizer, select_parameters, set_learning_rate
 from mmrl.train.session import open_session
 from mmrl.train.stages import Grpo
 from mmrl.types import Source
@@ -91,8 +91,9 @@ def step(model_dir, tmp_path, monkeypatch, write_rows, write_png):
         grpo, numbers = Grpo(session, section, trainer, None), itertools.count()
 
         def run():
-            groups = []
-            metrics = grpo.step(next(numbers), groups.append)
+            groups, number = [], next(numbers)
+            set_learning_rate(optimizer, section.optimizer, number)
+            metrics = grpo.step(number, groups.append)
             session.weights_changed(vision=True)
             return metrics, groups
 
