@@ -435,7 +435,8 @@ class RunConfig(Model):
     runs_dir: str = "runs"
     seed: int = Field(default=0, ge=0)
     deterministic: bool = True
-    """Batches do not depend on timing: a run repeats to the bit on CPU, resumed or not."""
+    """Batches do not depend on timing: a run repeats to the bit on CPU, resumed or not (not with rollout.engine vllm,
+    which decodes together what is asked at a time)."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; None leaves torch's choice."""
     setup: list[Plugin] = []

@@ -18,6 +18,8 @@ from mmrl.train.rows import build_row
 from mmrl.types import CoordinateFrame, Media, Message, Part, Segment, Source, StopReason, Trajectory
 
 ARGUMENTS = {"disable_log_stats": True, "kv_cache_memory_bytes": 1 << 28}
+SECTION = RolloutSection(engine="vllm", vllm=ARGUMENTS)
+EPISODE = EpisodeSection(max_context=2048, max_turn_tokens=64)
 
 
 def open_engine(name, folder, lora=None, **rollout):
@@ -27,8 +29,7 @@ def open_engine(name, folder, lora=None, **rollout):
     path = families.write(name, folder / name)
     checkpoint = load_checkpoint(path, family=None, dtype="float32", device="cpu", lora=lora)
     section = RolloutSection(engine="vllm", **{"vllm": ARGUMENTS} | rollout)
-    episode = EpisodeSection(max_context=2048, max_turn_tokens=64)
-    return checkpoint, open_vllm(checkpoint, FeatureCache(checkpoint.model, checkpoint.family), path, section, episode)
+    return checkpoint, open_vllm(checkpoint, FeatureCache(checkpoint.model, checkpoint.family), path, section, EPISODE)
 
 
 def picture(seed, columns=2, rows=2, side=28):
@@ -98,11 +99,11 @@ def play(engine, media, later=(), siblings=3, tokens=8):
     ]
 
 
-async def ask(engine, sibling, turn, new, media, tokens):
+async def ask(engine, sibling, turn, new, media, tokens, group="0"):
     request = Request(
-        episode=f"0/{sibling}",
-        group="0",
-        order=(0, sibling),
+        episode=f"{group}/{sibling}",
+        group=group,
+        order=(int(group), sibling),
         new=new,
         media=media,
         seed=17 * sibling + turn,

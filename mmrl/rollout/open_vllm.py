@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmrl.cache.features import FeatureCache
 from mmrl.cache.shared import SharedFeatures
 from mmrl.config import EpisodeSection, RolloutSection
+from mmrl.models import lora as adapters
 from mmrl.models.load import Checkpoint, hub_weights
 from mmrl.rollout.engine_vllm import VllmEngine, Writer
 from mmrl.rollout.vllm_arguments import vllm_arguments
@@ -30,10 +32,11 @@ def open_vllm(
     """vLLM in this process, or in the servers of the configuration.
 
     Args:
-        folder: the checkpoint's, for its configuration; the weights are those of the model.
+        folder: the checkpoint's, or its adapter's, for its configuration; the weights are those of the model.
         logs: folder of the servers' logs; None is beside the shared features.
     """
     servers = rollout.servers
+    folder = adapters.base_of(folder) if adapters.is_folder(folder) else folder
     shared = SharedFeatures(servers.folder if servers else None)
     arguments = vllm_arguments(
         checkpoint.family,
@@ -46,10 +49,15 @@ def open_vllm(
     )
     writer: Writer
     if servers is None:
-        writer = InProcess(arguments)
+        writer = InProcess(beside_trainer() | arguments)
     else:
         writer = Servers(servers, arguments, shared.folder, logs or shared.folder / "servers")
     return VllmEngine(writer, checkpoint.family, features, shared, partial(policy_weights, checkpoint))
+
+
+def beside_trainer() -> dict[str, Any]:
+    """Arguments of an engine that shares its GPU with the trainer."""
+    return {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5} if torch.cuda.is_available() else {}
 
 
 def policy_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:

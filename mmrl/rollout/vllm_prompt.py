@@ -74,7 +74,12 @@ def modalities(family: ChatML) -> tuple[str, ...]:
 
 
 def describe(family: ChatML, span: MediaSpan, medium: Media, name: str) -> Item:
-    """What vLLM is told of a span. The time of a Qwen3-VL frame stands in the text: it is placed as an image."""
+    """What vLLM is told of a span. The time of a Qwen3-VL frame stands in the text: it is placed as an image.
+
+    ValueError for a video that is heard while it is seen.
+    """
+    if span.joined:
+        raise ValueError("rollout.engine: vllm takes no video together with its sound; use hf, or show it without")
     modality = "image" if isinstance(family, Qwen3VL) else medium.kind
     return Item(
         modality=modality,

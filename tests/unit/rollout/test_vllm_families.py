@@ -1,10 +1,30 @@
 """vLLM's log-probs against the trainer's, for every family of checkpoints that it takes."""
 
+import asyncio
+
+import families
 import pytest
 import torch
-from vllm_play import VISION, assert_equal, change, open_engine, picture, play, sound, video, vision
+from vllm_play import (
+    EPISODE,
+    SECTION,
+    VISION,
+    ask,
+    assert_equal,
+    change,
+    open_engine,
+    picture,
+    play,
+    sound,
+    video,
+    vision,
+)
 
 from mmrl.config import LoraSection
+from mmrl.models.load import load_checkpoint
+from mmrl.rollout.open_vllm import open_vllm
+from mmrl.rollout.vllm_prompt import describe
+from mmrl.types import Message, Part, Tokens
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
@@ -29,6 +49,50 @@ def test_an_adapter_is_written_with(tmp_path):
         engine.weights_changed(vision=False)
         assert_equal(checkpoint, play(engine, *VISION["turns"]), step)
     engine.close()
+
+
+def test_what_an_adapter_is_trained_on_is_started_with(tmp_path):
+    """A run that goes on finds the adapter alone in its checkpoint."""
+    checkpoint, engine = open_engine("qwen2_5_vl", tmp_path, lora=LoraSection(rank=4))
+    engine.close()
+    checkpoint.save(tmp_path / "adapter")
+    engine = open_vllm(checkpoint, engine.features, tmp_path / "adapter", SECTION, EPISODE)
+    assert_equal(checkpoint, play(engine, *VISION["image"]))
+    engine.close()
+
+
+def test_a_group_that_is_nearly_finished_goes_first(tmp_path):
+    """One is written at a time; of those that wait meanwhile, the one without siblings is first."""
+    checkpoint, engine = open_engine("qwen2_5_vl", tmp_path, batch_size=1)
+    order, words = [], Tokens(ids=checkpoint.family.encode_text("word " * 5))
+
+    async def write(group, sibling, tokens=4):
+        await ask(engine, sibling, 0, words, (), tokens, group)
+        order.append(f"{group}/{sibling}")
+        engine.release(f"{group}/{sibling}")
+
+    async def write_all():
+        names = [("0", 0), ("0", 1), ("1", 0)]
+        for group, sibling in [*names, ("2", 0)]:
+            engine.open(f"{group}/{sibling}", group)
+        first = asyncio.create_task(write("2", 0, tokens=60))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, *(write(*name) for name in names))
+
+    asyncio.run(write_all())
+    engine.close()
+    assert order[:2] == ["2/0", "1/0"]
+
+
+def test_a_video_with_its_sound_is_refused(tmp_path):
+    path = families.write("qwen2_5_omni", tmp_path / "model")
+    family = load_checkpoint(path, family=None, dtype="float32", device="cpu").family
+    seen, heard = video(0, 4), sound(1, 2.0)
+    message = Message(role="user", parts=(Part(media=0, sound=1),))
+    spans = family.encode_prompt([message], [seen, heard], ()).spans
+    joined = next(span for span in spans if span.key == heard.key)
+    with pytest.raises(ValueError, match="together with its sound"):
+        describe(family, joined, heard, "name")
 
 
 @pytest.fixture(scope="module", params=CASES)
