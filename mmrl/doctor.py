@@ -97,7 +97,7 @@ def _vllm() -> str:
     from vllm.distributed.ec_transfer.ec_connector import example_connector  # noqa: F401 (what reads our features)
 
     if torch.cuda.is_available():
-        return f"{vllm.__version__}, in process and by servers"
+        return f"{vllm.__version__}, in process and by servers; mmrl's tests of it ran without a GPU only"
     return f"{vllm.__version__}, in process and by servers; never tried here, without a GPU: graphs, sleep in updates"
 
 

@@ -187,6 +187,10 @@ class PolicyEngine(RolloutEngine, Protocol):
     """Of the policy."""
     features: FeatureCache
 
+    def check(self, prompt: Tokens) -> None:
+        """ValueError for a prompt that the engine cannot be given."""
+        ...
+
     def weights_changed(self, *, vision: bool) -> None:
         """Enter the next policy version. Features survive unless the vision tower was trained."""
         ...

@@ -16,6 +16,7 @@ from mmrl.protocols import Completion, ModelFamily, Request
 from mmrl.rollout.inflight import Episode, Network, continue_rows, start_rows
 from mmrl.rollout.waves import Waves
 from mmrl.rollout.writer import Writer
+from mmrl.types import Tokens
 
 
 class HFEngine(Waves):
@@ -27,6 +28,8 @@ class HFEngine(Waves):
         super().__init__(features, batch_size=batch_size, deterministic=deterministic)
         self.model = model
         self.network = Network(model=model, family=family, features=features)
+
+    def check(self, prompt: Tokens) -> None: ...  # whatever the family can encode
 
     def sleep(self) -> None: ...  # the model is the trainer's own
 

@@ -6,7 +6,6 @@ time. vLLM keeps the keys of what it computed: siblings and later turns find tho
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -14,16 +13,17 @@ from typing import Protocol
 import torch
 
 from mmrl.cache.features import FeatureCache
-from mmrl.cache.shared import Publisher, Run, SharedFeatures
+from mmrl.cache.shared import Publisher, SharedFeatures, Slice
 from mmrl.models.chatml import ChatML
 from mmrl.protocols import Completion, Request
 from mmrl.rollout.inflight import Episode
-from mmrl.rollout.vllm_prompt import Call, Item, Written, describe
+from mmrl.rollout.vllm_prompt import Call, Item, Written, check_span, describe
+from mmrl.types import Tokens
 
 Weights = Iterator[tuple[str, torch.Tensor]]
 
 
-class Writer(Protocol):
+class Backend(Protocol):
     """vLLM, wherever it runs."""
 
     async def generate(self, call: Call, group: str) -> Written:
@@ -52,13 +52,13 @@ class VllmEngine:
 
     def __init__(
         self,
-        writer: Writer,
+        backend: Backend,
         family: ChatML,
         features: FeatureCache,
         shared: SharedFeatures,
         weights: Callable[[], Weights],
     ) -> None:
-        self.writer, self.family, self.features, self.shared, self.weights = writer, family, features, shared, weights
+        self.backend, self.family, self.features, self.shared, self.weights = backend, family, features, shared, weights
         self.version = 0
         self._episodes: dict[str, Episode] = {}
         self._groups: dict[str, str] = {}
@@ -68,11 +68,13 @@ class VllmEngine:
         self._stale, self._asleep = True, False
         self._holds = False
         """Whether rollouts may be in flight while the trainer goes on."""
-        self._run = secrets.token_hex(4)
-        """Another trainer that shares the folder has other towers."""
         self._vision = 0
         """Version of the towers' weights."""
         self.publisher = Publisher(features, shared)
+
+    def check(self, prompt: Tokens) -> None:
+        for span in prompt.spans:
+            check_span(span)
 
     def open(self, episode: str, group: str) -> None:
         if not self._holds:
@@ -114,11 +116,12 @@ class VllmEngine:
         Nothing happens while weights are held.
         """
         if not (self._asleep or self._holds):
-            self.writer.sleep()
+            self.backend.sleep()
             self._asleep = True
 
     def close(self) -> None:
-        self.writer.close()
+        self.publisher.close()
+        self.backend.close()
         self.shared.close()
 
     async def generate(self, request: Request) -> Completion:
@@ -126,32 +129,33 @@ class VllmEngine:
         episode.append(request.new, request.media)
         items = self._items(episode)
         await self._publish(request.episode, episode, items)
-        written = await self.writer.generate(self._call(request, episode, items), request.group)
+        written = await self.backend.generate(self._call(request, episode, items), request.group)
         episode.ids += written.ids
         return Completion(ids=written.ids, logprobs=written.logprobs, version=written.version, stopped=written.stopped)
 
     def _refresh(self) -> None:
-        """Have the writer ready, with the newest weights."""
+        """Have the backend ready, with the newest weights."""
         if self._asleep:
-            self.writer.wake()
+            self.backend.wake()
             self._asleep, self._stale = False, True
         if self._stale:
-            self.writer.take_weights(self.version, self.weights)
+            self.backend.take_weights(self.version, self.weights)
             self._stale = False
 
     def _items(self, episode: Episode) -> list[Item]:
+        towers = f"{self.shared.run}.{self._vision}"
         return [
-            describe(self.family, span, episode.media[span.key], f"{self._run}.{self._vision}.{span.key}.{span.offset}")
+            describe(self.family, span, episode.media[span.key], f"{towers}.{span.key}.{span.offset}")
             for span in episode.spans
         ]
 
     async def _publish(self, name: str, episode: Episode, items: Sequence[Item]) -> None:
         """Features of all the episode's media lie where vLLM reads them."""
-        runs = {
-            item.name: Run(medium=episode.media[span.key], start=span.offset, length=span.length)
+        wanted = {
+            item.name: Slice(medium=episode.media[span.key], start=span.offset, length=span.length)
             for span, item in zip(episode.spans, items, strict=True)
         }
-        await self.publisher.publish(runs, name)
+        await self.publisher.publish(wanted, name)
 
     def _call(self, request: Request, episode: Episode, items: Sequence[Item]) -> Call:
         return Call(

@@ -14,7 +14,7 @@ from mmrl.cache.shared import SharedFeatures
 from mmrl.config import EpisodeSection, RolloutSection
 from mmrl.models import lora as adapters
 from mmrl.models.load import Checkpoint, hub_weights
-from mmrl.rollout.engine_vllm import VllmEngine, Writer
+from mmrl.rollout.engine_vllm import Backend, VllmEngine
 from mmrl.rollout.vllm_arguments import vllm_arguments
 from mmrl.rollout.vllm_inprocess import InProcess
 from mmrl.rollout.vllm_servers import Servers
@@ -47,12 +47,12 @@ def open_vllm(
         batch_size=rollout.batch_size,
         further=rollout.vllm,
     )
-    writer: Writer
+    backend: Backend
     if servers is None:
-        writer = InProcess(beside_trainer() | arguments)
+        backend = InProcess(beside_trainer() | arguments)
     else:
-        writer = Servers(servers, arguments, shared.folder, logs or shared.folder / "servers")
-    return VllmEngine(writer, checkpoint.family, features, shared, partial(policy_weights, checkpoint))
+        backend = Servers(servers, arguments, shared.folder, logs or shared.folder / "servers")
+    return VllmEngine(backend, checkpoint.family, features, shared, partial(policy_weights, checkpoint))
 
 
 def beside_trainer() -> dict[str, Any]:

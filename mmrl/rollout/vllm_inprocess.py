@@ -19,11 +19,11 @@ import torch
 from mmrl.errors import ConfigError
 from mmrl.rollout.vllm_prompt import Call, Written, engine_input, sampling
 
-Waiting = tuple[asyncio.AbstractEventLoop, asyncio.Future[Written]]
+Waiting = tuple[Call, asyncio.AbstractEventLoop, asyncio.Future[Written]]
 
 
 class InProcess:
-    """Implements Writer."""
+    """Implements Backend."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.llm = build_llm(arguments)
@@ -31,7 +31,7 @@ class InProcess:
         self.cached_tokens = 0
         """Tokens of prompts whose keys were found so far."""
         self._numbers = itertools.count()
-        self._inbox: queue.SimpleQueue[tuple[Call, Waiting] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._waiting: dict[str, Waiting] = {}
         self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
         self._thread.start()
@@ -40,13 +40,14 @@ class InProcess:
         del group  # there is one prefix cache
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Written] = loop.create_future()
-        self._inbox.put((call, (loop, future)))
+        self._inbox.put((call, loop, future))
         return await future
 
     def take_weights(self, version: int, weights: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights()})
         self.llm.apply_model(pack_tied_head)
-        self.llm.reset_prefix_cache()
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM keeps keys of other weights: something is still being written")
         self.llm.llm_engine.reset_encoder_cache()
         self.version = version
 
@@ -65,34 +66,26 @@ class InProcess:
         self.llm.llm_engine.engine_core.shutdown()
 
     def _run(self) -> None:
-        engine = self.llm.llm_engine
         while self._receive(block=not self._waiting):
             try:
-                outputs = engine.step()
+                self._step()
             except Exception as error:  # costs all that was being written
-                engine.abort_request(list(self._waiting))
-                for waiting in self._waiting.values():
-                    _settle(waiting, error)
-                self._waiting.clear()
-                continue
-            for output in outputs:
-                if output.finished and output.request_id in self._waiting:
-                    _settle(self._waiting.pop(output.request_id), self._written(output))
+                self._fail(error)
 
     def _receive(self, *, block: bool) -> bool:
         """Take in what was asked; False at the end."""
         while block or not self._inbox.empty():
-            message = self._inbox.get()
-            if message is None:
+            waiting = self._inbox.get()
+            if waiting is None:
                 return False
-            self._add(*message)
+            self._add(waiting)
             block = False
         return True
 
-    def _add(self, call: Call, waiting: Waiting) -> None:
+    def _add(self, waiting: Waiting) -> None:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        name = str(next(self._numbers))
+        call, name = waiting[0], str(next(self._numbers))
         try:
             parameters = SamplingParams(**sampling(call), output_kind=RequestOutputKind.FINAL_ONLY)
             self.llm.llm_engine.add_request(name, engine_input(call), parameters, priority=call.priority)
@@ -101,8 +94,29 @@ class InProcess:
         else:
             self._waiting[name] = waiting
 
-    def _written(self, output: Any) -> Written:
+    def _step(self) -> None:
+        for output in self.llm.llm_engine.step():
+            if output.finished and output.request_id in self._waiting:
+                waiting = self._waiting.pop(output.request_id)
+                try:
+                    outcome: Written | Exception = self._written(waiting[0], output)
+                except Exception as error:
+                    outcome = error
+                _settle(waiting, outcome)
+
+    def _fail(self, error: Exception) -> None:
+        with contextlib.suppress(Exception):  # of an engine that is lost
+            self.llm.llm_engine.abort_request(list(self._waiting))
+        for waiting in self._waiting.values():
+            _settle(waiting, error)
+        self._waiting.clear()
+
+    def _written(self, call: Call, output: Any) -> Written:
         (found,) = output.outputs
+        if len(output.prompt_token_ids) != len(call.ids):
+            raise RuntimeError(f"vLLM made {len(output.prompt_token_ids)} tokens of a prompt of {len(call.ids)}")
+        if found.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM ended a turn by {found.finish_reason!r}")
         self.cached_tokens += output.num_cached_tokens or 0
         ids = tuple(found.token_ids)
         return Written(
@@ -114,7 +128,7 @@ class InProcess:
 
 
 def _settle(waiting: Waiting, outcome: Written | Exception) -> None:
-    loop, future = waiting
+    _, loop, future = waiting
 
     def settle() -> None:
         if future.done():
@@ -136,6 +150,10 @@ def pack_tied_head(model: torch.nn.Module) -> None:
 
 
 def build_llm(arguments: Mapping[str, Any]) -> Any:
+    """ConfigError without vLLM, and where it is to be spread over several devices: weights are handed to one worker."""
+    for key in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+        if int(arguments.get(key, 1)) > 1:
+            raise ConfigError(f"rollout.vllm.{key}: is 1 in the trainer's process; set rollout.servers: {{count: 1}}")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     try:
         from vllm import LLM

@@ -78,8 +78,7 @@ def describe(family: ChatML, span: MediaSpan, medium: Media, name: str) -> Item:
 
     ValueError for a video that is heard while it is seen.
     """
-    if span.joined:
-        raise ValueError("rollout.engine: vllm takes no video together with its sound; use hf, or show it without")
+    check_span(span)
     modality = "image" if isinstance(family, Qwen3VL) else medium.kind
     return Item(
         modality=modality,
@@ -88,6 +87,12 @@ def describe(family: ChatML, span: MediaSpan, medium: Media, name: str) -> Item:
         length=span.length,
         fields=_fields(family, span, medium, modality),
     )
+
+
+def check_span(span: MediaSpan) -> None:
+    """ValueError for a part of a video that is heard while it is seen: in vLLM's prompts the two are one item."""
+    if span.joined:
+        raise ValueError("rollout.engine: vllm takes no video together with its sound; use hf, or show it without")
 
 
 def _fields(family: ChatML, span: MediaSpan, medium: Media, modality: str) -> dict[str, torch.Tensor]:

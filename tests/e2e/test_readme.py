@@ -19,13 +19,20 @@ def test_the_reward_and_the_tool_of_the_readme_run(load, workspace):
     for code in blocks("python")[:2]:
         name = code.splitlines()[0].removeprefix("# ")
         (workspace / name).write_text(code)
-    reward, tool = (yaml.safe_load(block) for block in blocks("yaml"))
+    reward, tool = (yaml.safe_load(block) for block in blocks("yaml")[:2])
     config = load("name=readme", f"rewards.0={reward['rewards'][0]}", f"episode.tools={tool['episode']['tools']}")
     run_dir = rollout(config, checkpoint=None, rows=None, limit=2, group_size=2, temperature=1.0)
     lines = (run_dir / "rollouts" / "stream.jsonl").read_text().splitlines()
     assert len(lines) == 4
     assert all('"brief": {"kind": "value"' in line for line in lines)
     assert all("count_images" in line for line in lines)  # the prompt lists the tool
+
+
+def test_the_rollout_sections_of_the_readme_are_accepted():
+    from mmrl.config import RolloutSection
+
+    sections = [RolloutSection(**yaml.safe_load(block)["rollout"]) for block in blocks("yaml")[2:]]
+    assert [section.engine for section in sections] == ["vllm", "vllm"]
 
 
 def test_the_question_of_the_readme_is_answered(workspace, model_dir, capsys):

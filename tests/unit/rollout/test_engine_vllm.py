@@ -8,6 +8,8 @@ import torch
 from vllm_play import VISION, ask, assert_equal, change, gap, open_engine, picture, play, video
 
 from mmrl.errors import ConfigError
+from mmrl.rollout import vllm_inprocess
+from mmrl.rollout.vllm_prompt import sampling
 from mmrl.types import Source, Tokens
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -52,7 +54,7 @@ def test_a_cache_that_is_not_reset_is_noticed(opened, monkeypatch):
     play(engine, *VISION["video"])
     with torch.no_grad():
         checkpoint.model.model.language_model.layers[0].self_attn.v_proj.weight.mul_(1.5)
-    monkeypatch.setattr(engine.writer.llm, "reset_prefix_cache", lambda: None)
+    monkeypatch.setattr(engine.backend.llm, "reset_prefix_cache", lambda: True)
     engine.weights_changed(vision=False)
     stale = gap(checkpoint, play(engine, *VISION["video"]))
     monkeypatch.undo()
@@ -68,7 +70,7 @@ def test_features_that_changed_under_one_name_are_noticed(opened, monkeypatch):
     with torch.no_grad():
         checkpoint.model.model.visual.patch_embed.proj.weight.mul_(2.0)
     engine.weights_changed(vision=True)
-    monkeypatch.setattr(engine.writer.llm, "reset_prefix_cache", lambda: None)
+    monkeypatch.setattr(engine.backend.llm, "reset_prefix_cache", lambda: True)
     monkeypatch.setattr(engine, "_vision", engine._vision - 1)
     stale = gap(checkpoint, play(engine, *VISION["video"]))
     monkeypatch.undo()
@@ -84,7 +86,7 @@ def test_media_are_written_once_for_a_group_of_any_size(opened):
         before = engine.shared.bytes_written
         play(engine, (picture(20 + siblings), video(30, 16)), (picture(40),), siblings=siblings)
         written.append(engine.shared.bytes_written - before)
-        assert not list(engine.shared.folder.iterdir())
+        assert not [path for path in engine.shared.folder.iterdir() if path.is_dir()]
     assert written[0] == written[1] > 0
 
 
@@ -92,9 +94,9 @@ def test_a_later_turn_finds_the_keys_of_the_earlier_ones(opened):
     _, engine = opened
     engine.weights_changed(vision=False)
     play(engine, *VISION["video"], siblings=1)
-    cached = engine.writer.cached_tokens
+    cached = engine.backend.cached_tokens
     play(engine, (video(3, 256),), (picture(50),), siblings=4)
-    assert engine.writer.cached_tokens - cached >= 8 * 512
+    assert engine.backend.cached_tokens - cached >= 8 * 512
 
 
 def test_reserved_ids_are_never_sampled(opened):
@@ -145,10 +147,49 @@ def ask_as(episode, new):
     return Request(episode=episode, group="1", order=(1, 0), new=new, media=(), seed=0, max_tokens=4, temperature=1.0)
 
 
+def test_a_failing_step_costs_what_was_being_written_and_nothing_later(opened, monkeypatch):
+    checkpoint, engine = opened
+    core, step = engine.backend.llm.llm_engine, engine.backend.llm.llm_engine.step
+
+    def fail():
+        monkeypatch.setattr(core, "step", step)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(core, "step", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        play(engine, *VISION["image"])
+    release_all(engine)
+    assert_equal(checkpoint, play(engine, *VISION["image"]))
+
+
+def test_an_answer_that_cannot_be_used_is_an_error(opened, monkeypatch):
+    checkpoint, engine = opened
+    monkeypatch.setattr(vllm_inprocess, "sampling", lambda call: sampling(call) | {"logprobs": None})
+    with pytest.raises(TypeError):
+        play(engine, *VISION["image"])
+    release_all(engine)
+    monkeypatch.undo()
+    assert_equal(checkpoint, play(engine, *VISION["image"]))
+
+
+def test_keys_that_cannot_be_forgotten_are_an_error(opened, monkeypatch):
+    _, engine = opened
+    monkeypatch.setattr(engine.backend.llm, "reset_prefix_cache", lambda: False)
+    engine.weights_changed(vision=False)
+    with pytest.raises(RuntimeError, match="keys of other weights"):
+        play(engine, ())
+
+
+def release_all(engine):
+    for sibling in range(3):
+        engine.release(f"0/{sibling}")
+
+
 def test_what_it_does_not_take_is_refused(tmp_path):
     for name, further, words in (
         ("qwen3_5", {}, r"Qwen3\.5 so far"),
         ("qwen2_5_vl", {"max_num_batched_tokens": 1024}, "encoder cache"),
+        ("qwen2_5_vl", {"tensor_parallel_size": 2}, r"rollout\.servers"),
     ):
         with pytest.raises(ConfigError, match=words):
             open_engine(name, tmp_path, vllm=further)

@@ -115,7 +115,7 @@ def test_log_probs_equal_the_trainers_before_and_after_an_update(family):
 
 def test_no_tower_is_built_but_qwen3s(family):
     name, _, engine = family
-    (sizes,) = engine.writer.llm.apply_model(tower_sizes)
+    (sizes,) = engine.backend.llm.apply_model(tower_sizes)
     assert sum(sizes) == 0 or name == "qwen3_vl"
 
 
