@@ -369,7 +369,10 @@ class GrpoStage(StageSection):
     """Of the mismatch between rollout engine and trainer. None: tokens' ratios truncated at 2, and no correction where
     rollout.engine is hf."""
     max_engine_gap: float | None = Field(default=0.05, gt=0)
-    """Mean difference of the engine's and the trainer's log-probs above which the run warns, once a stage."""
+    """Mean difference of the engine's and the trainer's log-probs above which the run warns, once a stage. With
+    rollout.staleness the last update is a part of it in all steps but the first: from the sixth of these on the run
+    warns where it is also above 3 times their median so far. A fault that was there from the first of them on is not
+    told, and a run that is continued counts anew."""
     shuffle_advantages: bool = False
     """Control experiment: deal the batch's advantages to its trajectories at random."""
 

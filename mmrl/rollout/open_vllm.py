@@ -35,23 +35,26 @@ def open_vllm(
         folder: the checkpoint's, or its adapter's, for its configuration; the weights are those of the model.
         logs: folder of the servers' logs; None is beside the shared features.
     """
-    servers = rollout.servers
     folder = adapters.base_of(folder) if adapters.is_folder(folder) else folder
-    shared = SharedFeatures(servers.folder if servers else None)
-    arguments = vllm_arguments(
-        checkpoint.family,
-        folder,
-        dtype=str(checkpoint.model.dtype).removeprefix("torch."),
-        features=shared.folder,
-        max_context=episode.max_context + episode.max_turn_tokens,
-        batch_size=rollout.batch_size,
-        further=rollout.vllm,
-    )
-    backend: Backend
-    if servers is None:
-        backend = InProcess(beside_trainer() | arguments)
-    else:
-        backend = Servers(servers, arguments, shared.folder, logs or shared.folder / "servers")
+    shared = SharedFeatures(rollout.servers.folder if rollout.servers else None)
+    try:
+        arguments = vllm_arguments(
+            checkpoint.family,
+            folder,
+            dtype=str(checkpoint.model.dtype).removeprefix("torch."),
+            features=shared.folder,
+            max_context=episode.max_context + episode.max_turn_tokens,
+            batch_size=rollout.batch_size,
+            further=rollout.vllm,
+        )
+        backend: Backend
+        if rollout.servers is None:
+            backend = InProcess(beside_trainer() | arguments)
+        else:
+            backend = Servers(rollout.servers, arguments, shared.folder, logs or shared.folder / "servers")
+    except BaseException:
+        shared.close()
+        raise
     return VllmEngine(backend, checkpoint.family, features, shared, partial(policy_weights, checkpoint))
 
 

@@ -162,4 +162,8 @@ def build_llm(arguments: Mapping[str, Any]) -> Any:
         raise ConfigError("rollout.engine: vllm is not installed; pip install 'mmrl[vllm]', or use hf") from None
     if has_ec_transfer():
         raise RuntimeError("a process holds one vLLM at a time: close the other engine first")
-    return LLM(**arguments)
+    try:
+        return LLM(**arguments)
+    except ValueError as error:  # its check of arguments
+        words = " ".join(str(error).split())
+        raise ConfigError(f"rollout.vllm: vLLM does not take these arguments: {words[:500]}") from None

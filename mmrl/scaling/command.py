@@ -25,8 +25,8 @@ def answer_question(
     """Lines that say the answer and what it took. `fields` are "name=value" of the strategy."""
     chosen = build_strategy(strategy, dict(map(_field, fields)), "--strategy")
     refs = [reference(path, kind) for kind, paths in media.items() for path in map(_existing, paths)]
-    reasoner = _reasoner(model, config)
-    return lines(reasoner.answer(refs, question, chosen))
+    with _reasoner(model, config) as reasoner:
+        return lines(reasoner.answer(refs, question, chosen))
 
 
 def lines(answer: Answer) -> Iterator[str]:

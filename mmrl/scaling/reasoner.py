@@ -6,7 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 from PIL.Image import Image
 
@@ -66,9 +67,11 @@ class Answer:
 class Reasoner:
     """A model that is ready to be asked. What it encodes of a medium is kept for the next question.
 
+    With `rollout.engine: vllm` of a configuration it must be closed: servers run on until then.
+
     Example:
-        reasoner = Reasoner.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct", tools=["mmrl.tools.zoom:Zoom"])
-        print(reasoner.answer("clip.mp4", "What falls?", "sparse-to-dense", start=8, densest=32).answer)
+        with Reasoner.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct", tools=["mmrl.tools.zoom:Zoom"]) as reasoner:
+            print(reasoner.answer("clip.mp4", "What falls?", "sparse-to-dense", start=8, densest=32).answer)
     """
 
     runner: Runner
@@ -133,6 +136,18 @@ class Reasoner:
             batch_size=config.rollout.batch_size,
             seed=config.seed,
         )
+
+    def close(self) -> None:
+        """End the engine, and the servers that it started."""
+        self.runner.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def answer(
         self, media: Medium | Sequence[Medium], question: str, strategy: str | Strategy = "greedy", **fields: Any

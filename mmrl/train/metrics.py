@@ -6,14 +6,20 @@ Shapes: N targets of a step, flat in row order.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmrl.train.rows import Written
+from mmrl.train.rows import TurnTargets
 from mmrl.types import Group, ScoreKind, StopReason, Trajectory
+
+LAGGED_STEPS = 5
+"""Steps with lagging rollouts from which it is known how wide a gap is usual."""
+LAGGED_FACTOR = 3.0
+"""Times their median, beyond which a gap is not usual any more."""
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -44,7 +50,7 @@ def _score_metrics(name: str, trajectories: Sequence[Trajectory]) -> dict[str, f
     return metrics | {f"score_flags/{name}/{flag}": float(flags[flag]) for flag in sorted(flags)}
 
 
-def gap_metrics(gap_N: np.ndarray, turns: Sequence[Written]) -> dict[str, float]:
+def gap_metrics(gap_N: np.ndarray, turns: Sequence[TurnTargets]) -> dict[str, float]:
     """Size of the gap over all targets, those behind each kind of medium, and those of each turn.
 
     Also engine_gap/kl, the k3 estimate of KL(engine || trainer) (http://joschu.net/blog/kl-approx.html).
@@ -66,8 +72,21 @@ def gap_metrics(gap_N: np.ndarray, turns: Sequence[Written]) -> dict[str, float]
     return metrics
 
 
-def gap_warning(metrics: Mapping[str, float], bound: float) -> str | None:
-    """What to say of a mean gap above `bound`."""
+def lagged_bound(limit: float, earlier: Sequence[float]) -> tuple[float, str]:
+    """(bound of the mean gap, its name) where rollouts lag: the updates since are a part of the gap.
+
+    Args:
+        limit: max_engine_gap.
+        earlier: mean gaps of the steps before whose rollouts lagged too.
+    """
+    if len(earlier) < LAGGED_STEPS:
+        return math.inf, f"the bound of the first {LAGGED_STEPS} steps whose rollouts lag"
+    usual = LAGGED_FACTOR * float(np.median(earlier))
+    return max((limit, "max_engine_gap"), (usual, f"{LAGGED_FACTOR:g} times the median of the steps before"))
+
+
+def gap_warning(metrics: Mapping[str, float], bound: float, name: str = "max_engine_gap") -> str | None:
+    """What to say of a mean gap above the bound of this name."""
     gap = metrics["engine_gap/mean"]
     if gap <= bound:
         return None
@@ -75,7 +94,7 @@ def gap_warning(metrics: Mapping[str, float], bound: float) -> str | None:
     turns = {label for label in means if label.startswith("turn_")}
     kind, turn = (max(sorted(labels), key=means.__getitem__) for labels in (means.keys() - turns, turns))
     return (
-        f"the rollout engine's log-probs are {gap:.3g} off the trainer's on average (max_engine_gap is {bound:g}), "
+        f"the rollout engine's log-probs are {gap:.3g} off the trainer's on average ({name} is {bound:g}), "
         f"most behind {kind} ({means[kind]:.3g}) and in {turn.replace('_', ' ')} ({means[turn]:.3g}). Where one kind "
         "of medium stands out, compare how each is given it; otherwise compare their dtype, temperature and weights "
         "(policy_lag)"
@@ -92,7 +111,7 @@ def engine_failures(groups: Sequence[Group]) -> str | None:
     return f"the engine failed {len(failed)} of {len(trajectories)} rollouts, which are left out: {words}"
 
 
-def policy_lag(turns: Sequence[Written], version: int) -> dict[str, float]:
+def policy_lag(turns: Sequence[TurnTargets], version: int) -> dict[str, float]:
     """Mean over targets of the updates between the policy that wrote them and `version`."""
     lags = [(version - turn.version, turn.length) for turn in turns if turn.version is not None]
     count = sum(length for _, length in lags)

@@ -9,13 +9,35 @@ from typing import Any
 import torch
 from torch.optim.adamw import adamw
 
-from mmrl.config import OptimizerSection
+from mmrl.config import OptimizerSection, RunConfig, stage_name
 from mmrl.errors import ConfigError
+from mmrl.models.load import Checkpoint
 from mmrl.models.lora import adapter_parameters
 
 
+def check_stages(config: RunConfig, checkpoint: Checkpoint) -> None:
+    """ConfigError for what any stage is to train and cannot: told before the first one starts, not hours later."""
+    towers = {p for tower in checkpoint.family.towers(checkpoint.model) for p in tower.parameters()}
+    for stage in config.stages:
+        chosen = chosen_parameters(checkpoint.model, stage.train, stage.freeze)
+        stale = stage.type == "grpo" and config.rollout.staleness
+        if stale and not towers.isdisjoint(chosen.values()):
+            raise ConfigError(
+                f"rollout.staleness: stage {stage_name(stage)!r} trains a media encoder, whose features rollouts in "
+                "flight still use; freeze it (freeze: ['*visual*'] in the stage), or set staleness to 0"
+            )
+
+
 def select_parameters(model: Any, train: Sequence[str], freeze: Sequence[str]) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by name; the others stop requiring gradients.
+    """The parameters that are trained, by name; the others stop requiring gradients. Errors as in chosen_parameters."""
+    chosen = chosen_parameters(model, train, freeze)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return chosen
+
+
+def chosen_parameters(model: Any, train: Sequence[str], freeze: Sequence[str]) -> dict[str, torch.nn.Parameter]:
+    """The parameters that these patterns choose, by name.
 
     Of a model with an adapter these are the adapter's alone. ConfigError for a pattern that matches nothing: it is a
     misspelling, or names weights that stay frozen.
@@ -26,12 +48,11 @@ def select_parameters(model: Any, train: Sequence[str], freeze: Sequence[str]) -
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in known):
                 raise ConfigError(f"train/freeze: {pattern!r} matches {_nothing(pattern, candidates, parameters)}")
-    chosen = {}
-    for name, parameter in parameters.items():
-        wanted = any(fnmatchcase(name, p) for p in train) and not any(fnmatchcase(name, p) for p in freeze)
-        parameter.requires_grad_(wanted and name in candidates)
-        if parameter.requires_grad:
-            chosen[name] = parameter
+    chosen = {
+        name: parameter
+        for name, parameter in candidates.items()
+        if any(fnmatchcase(name, p) for p in train) and not any(fnmatchcase(name, p) for p in freeze)
+    }
     if not chosen:
         raise ConfigError("train/freeze: no parameter is left to train")
     return chosen

@@ -40,7 +40,7 @@ def sampled_logprobs(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class TurnTargets:
     """Targets that were written in one turn: what was there when they were."""
 
     length: int
@@ -53,9 +53,9 @@ class Written:
     """Policy version that wrote them."""
 
 
-def written_turns(trajectories: Sequence[Trajectory]) -> list[Written]:
+def written_turns(trajectories: Sequence[Trajectory]) -> list[TurnTargets]:
     """Every turn that has targets, in row order."""
-    turns: list[Written] = []
+    turns: list[TurnTargets] = []
     for trajectory in trajectories:
         number, kinds = 0, frozenset[str]()
         for segment in trajectory.segments:
@@ -63,7 +63,7 @@ def written_turns(trajectories: Sequence[Trajectory]) -> list[Written]:
             number += segment.source is Source.MODEL
             if segment.source is Source.MODEL and segment.ids:
                 seen = kinds or frozenset({"text"})
-                turns.append(Written(length=len(segment.ids), turn=number, kinds=seen, version=segment.version))
+                turns.append(TurnTargets(length=len(segment.ids), turn=number, kinds=seen, version=segment.version))
     return turns
 
 

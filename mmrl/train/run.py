@@ -68,7 +68,8 @@ class Run:
         self.last = self._last_checkpoint()
         self.state = checkpoint.read_state(self.last) if self.last else None
         self.train_seconds = self.state.train_seconds if self.state else 0.0
-        self.session = open_session(config, model_path=self.last / "model" if self.last else None, tell=progress.print)
+        model_path = self.last / "model" if self.last else None
+        self.session = open_session(config, model_path=model_path, trains=True, tell=progress.print)
         self.session.runner.engine.version = self._steps_done()
 
     def run(self) -> None:

@@ -16,11 +16,11 @@ from mmrl.adapt.tools import build_tools
 from mmrl.cache.disk import DiskTier, tower_version
 from mmrl.cache.features import FeatureCache
 from mmrl.cache.media import SHARED, MediaLoader
-from mmrl.config import CacheSection, RowsFile, RunConfig
+from mmrl.config import CacheSection, EpisodeSection, RowsFile, RunConfig
 from mmrl.data.dataset import BadRows, Dataset, Mixture, RowSource, build_processors
 from mmrl.errors import ConfigError
 from mmrl.models.load import Checkpoint, load_checkpoint
-from mmrl.protocols import PolicyEngine, Processor, RewardContext
+from mmrl.protocols import ModelFamily, PolicyEngine, RewardContext
 from mmrl.resolve import build
 from mmrl.rollout.engine_hf import HFEngine
 from mmrl.rollout.episode import Limits, Prompt, Rules, Sampling
@@ -29,6 +29,7 @@ from mmrl.rollout.script import Step
 from mmrl.rollout.seeds import derive_seed
 from mmrl.scoring import WeightedReward
 from mmrl.train.ahead import HoldingEngine, Rollouts
+from mmrl.train.optim import check_stages
 from mmrl.types import Group
 
 
@@ -79,21 +80,31 @@ class Session:
         self.runner.engine.weights_changed(vision=vision)
 
     def prompt(
-        self, rows: RowSource, index: int, *, media: MediaLoader | None = None, use_tools: bool = True
+        self,
+        rows: RowSource,
+        index: int,
+        *,
+        media: MediaLoader | None = None,
+        use_tools: bool = True,
+        sampled: bool = True,
     ) -> Prompt | None:
         """A row made ready for its group, or None for one that cannot be used: it is counted and told.
 
         Args:
             media: loads the row's media, where it is to be looked at in another way than the run's own.
+            sampled: whether the run's engine is to answer it; a demonstration needs none.
         """
         loaded = rows.load(index, media)
         if loaded is None:
             return None
         try:
-            return self.runner.prompt(loaded, index, use_tools=use_tools)
-        except ValueError as error:  # a kind of medium, or a size, that the model does not take
+            prompt = self.runner.prompt(loaded, index, use_tools=use_tools)
+            if sampled:
+                self.runner.engine.check(prompt.tokens)
+        except ValueError as error:  # a kind of medium, or a size, that model or engine does not take
             rows.refuse(index, str(error))
             return None
+        return prompt
 
     def play(
         self,
@@ -142,9 +153,18 @@ class Session:
 
 
 def open_session(
-    config: RunConfig, *, model_path: str | Path | None = None, tell: Callable[[str], None] = print
+    config: RunConfig,
+    *,
+    model_path: str | Path | None = None,
+    trains: bool = False,
+    tell: Callable[[str], None] = print,
 ) -> Session:
-    """Run the setup steps and load everything. `model_path` replaces the configured checkpoint."""
+    """Run the setup steps and load everything; the caller closes the engine.
+
+    Args:
+        model_path: replaces the configured checkpoint.
+        trains: whether the stages are to be trained. Each is checked.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -167,13 +187,28 @@ def open_session(
         lora=section.lora,
         seed=config.seed,
     )
+    if trains:
+        check_stages(config, checkpoint)
     processors = build_processors(config.data, checkpoint.family)
-    engine = _engine(config, checkpoint, _features(config.cache, checkpoint, tell), model_path or config.model_path)
+    episode, family, rewards = config.episode, checkpoint.family, build_rewards(config.rewards)
+    tools = build_tools(episode.tools, processors["image"], family)
+    limits, rules = _limits(episode, family), _rules(episode)
+    features = _features(config.cache, checkpoint, tell)
+    # Last: servers take minutes to start, and whatever failed behind it would have to end them.
+    engine = _engine(config, checkpoint, features, model_path or config.model_path)
     return Session(
         config=config,
         checkpoint=checkpoint,
-        runner=_runner(config, checkpoint, engine, processors["image"]),
-        rewards=build_rewards(config.rewards),
+        runner=Runner(
+            engine=engine,
+            family=family,
+            tools=tools,
+            limits=limits,
+            rules=rules,
+            system=episode.system,
+            error_chars=episode.error_chars,
+        ),
+        rewards=rewards,
         media=MediaLoader(processors),
         bad=BadRows(config.run_dir / "data_errors.jsonl", config.data.max_bad_fraction, tell),
         tell=tell,
@@ -205,9 +240,8 @@ def _engine(config: RunConfig, checkpoint: Checkpoint, features: FeatureCache, f
     )
 
 
-def _runner(config: RunConfig, checkpoint: Checkpoint, engine: PolicyEngine, image: Processor) -> Runner:
-    episode, family = config.episode, checkpoint.family
-    limits = Limits(
+def _limits(episode: EpisodeSection, family: ModelFamily) -> Limits:
+    return Limits(
         max_turns=episode.max_turns,
         max_calls=episode.max_calls,
         max_calls_per_turn=episode.max_calls_per_turn,
@@ -217,18 +251,12 @@ def _runner(config: RunConfig, checkpoint: Checkpoint, engine: PolicyEngine, ima
         final_prefix=family.encode_text(episode.final_prefix),
         final_message=episode.final_message,
     )
-    rules = Rules(
+
+
+def _rules(episode: EpisodeSection) -> Rules:
+    return Rules(
         script=tuple(Step(**{**dict(step), "stop": tuple(step.stop)}) for step in episode.script),
         stop=tuple(episode.stop),
         answer_form=episode.answer,
         on_error=episode.on_error,
-    )
-    return Runner(
-        engine=engine,
-        family=family,
-        tools=build_tools(episode.tools, image, family),
-        limits=limits,
-        rules=rules,
-        system=episode.system,
-        error_chars=episode.error_chars,
     )

@@ -21,13 +21,13 @@ from mmrl.cache.media import size
 from mmrl.config import GrpoStage, SftStage, stage_name
 from mmrl.data.prefetch import Prefetcher
 from mmrl.data.sampler import Sampler
-from mmrl.errors import ConfigError, DataError
+from mmrl.errors import DataError
 from mmrl.rollout.demonstrate import Demonstrator
 from mmrl.rollout.episode import Prompt, Sampling
 from mmrl.train.ahead import Pipeline, Rollouts
 from mmrl.train.batch import Batch, Watched
 from mmrl.train.engine import TorchEngine, target_starts
-from mmrl.train.metrics import engine_failures, gap_warning, group_metrics, mean, policy_lag
+from mmrl.train.metrics import engine_failures, gap_warning, group_metrics, lagged_bound, mean, policy_lag
 from mmrl.train.reference import AdapterReference
 from mmrl.train.rows import build_row
 from mmrl.train.session import Session
@@ -106,7 +106,7 @@ class Sft:
         if index in self.examples:
             self.examples.move_to_end(index)
             return self.examples[index]
-        prompt = self.session.prompt(self.dataset, index)
+        prompt = self.session.prompt(self.dataset, index, sampled=False)
         if prompt is None:
             return None
         trajectory = demonstrate(self.session, prompt)
@@ -131,8 +131,8 @@ class Sft:
 class Grpo:
     """Group-relative policy optimisation (GRPO, arXiv 2402.03300) on multi-turn rollouts.
 
-    With `rollout.staleness` the rollouts of the next step are begun before this one's update. Raises ConfigError where
-    the stage trains a media tower then.
+    With `rollout.staleness` the rollouts of the next step are begun before this one's update; the stage must then train
+    no media tower (mmrl.train.optim.check_stages).
     """
 
     def __init__(
@@ -144,15 +144,12 @@ class Grpo:
     ) -> None:
         self.session, self.config, self.engine, self.reference = session, config, engine, reference
         self.staleness = session.config.rollout.staleness
-        if self.staleness and engine.trains_vision:
-            raise ConfigError(
-                f"rollout.staleness: stage {stage_name(config)!r} trains a media encoder, whose features rollouts in "
-                "flight still use; freeze it (freeze: ['*visual*'] in the stage), or set staleness to 0"
-            )
         section = config.correction_of(session.config.rollout)
         self.correction = Correction(**section.model_dump()) if section else None
         self.told: set[str] = set()
         """Warnings that were given: each is once a stage."""
+        self.lagged_gaps: list[float] = []
+        """Mean gaps of the steps whose rollouts were stale."""
         self.dataset = session.dataset(config.rows)
         self.sampler = self.dataset.sampler(session.seed(stage_name(config), "order"))
         self.ahead = Prefetcher(session.media)
@@ -220,10 +217,19 @@ class Grpo:
         start_N = updates[0][1] if old_N is None else old_N
         metrics |= batch.metrics() | batch.mismatch(start_N, self.correction)
         metrics |= policy_lag(batch.turns, self.session.runner.engine.version)
-        # That of stale rollouts is the update's too.
-        if self.config.max_engine_gap is not None and not (self.staleness and metrics.get("policy_lag")):
-            self._tell_once("gap", gap_warning(metrics, self.config.max_engine_gap), number)
+        self._watch_gap(metrics, number)
         return metrics
+
+    def _watch_gap(self, metrics: Metrics, number: int) -> None:
+        limit = self.config.max_engine_gap
+        if limit is None:
+            return
+        if self.staleness and metrics.get("policy_lag"):
+            words = gap_warning(metrics, *lagged_bound(limit, self.lagged_gaps))
+            self.lagged_gaps.append(metrics["engine_gap/mean"])
+        else:
+            words = gap_warning(metrics, limit)
+        self._tell_once("gap", words, number)
 
     def _tell_once(self, what: str, words: str | None, number: int) -> None:
         if words and what not in self.told:

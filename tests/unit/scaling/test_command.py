@@ -71,3 +71,15 @@ def test_what_a_user_can_mend_is_one_line(model_dir, arguments, told):
     assert isinstance(result.exception, MmrlError)
     assert told in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.filterwarnings("ignore")  # vLLM's own
+def test_the_engine_is_closed_behind_the_answer(config, picture):
+    """A process holds one vLLM at a time."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    engine = "rollout: {engine: vllm, vllm: {kv_cache_memory_bytes: 268435456}}\n"
+    config.write_text(config.read_text().replace("episode:", engine + "episode:\n  max_context: 1024"))
+    for question in ("Which digit?", "Which one?"):
+        result = answer(question, "--config", config, "--image", picture)
+        assert result.exit_code == 0, result.output
+        assert "Answer: none\nIt ended with max_tokens: " in result.output

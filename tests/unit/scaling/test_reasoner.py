@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import wave
+from dataclasses import replace
 
 import families
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image as Pillow
 from mmrl import Reasoner
 from mmrl.errors import ConfigError, DataError, MediaError
 from mmrl.processors.image import Image
+from mmrl.rollout.engine_hf import HFEngine
 from mmrl.scaling.ladders import ResolutionLadder
 from mmrl.scaling.reasoner import ask, reference
 from mmrl.tools.zoom import Zoom
@@ -107,3 +109,22 @@ def test_a_medium_that_the_model_does_not_take_is_one_line(reasoner, tmp_path):
         file.writeframes(bytes(3200))
     with pytest.raises(DataError, match=r"question: .*this model takes no audio"):
         reasoner.answer(tmp_path / "tone.wav", "What is heard?")
+
+
+class Counted(HFEngine):
+    closed = 0
+
+    def close(self):
+        self.closed += 1
+
+
+def test_the_engine_is_closed_at_the_end_of_a_with_block_also_where_a_question_fails(reasoner):
+    own = reasoner.runner.engine
+    engine = Counted(own.model, own.network.family, own.features, batch_size=8, deterministic=False)
+    with replace(reasoner, runner=replace(reasoner.runner, engine=engine)) as closing:
+        assert closing.answer([], "Which digit?").tokens > 0
+        assert engine.closed == 0
+    assert engine.closed == 1
+    with pytest.raises(DataError), closing:
+        closing.answer("notes.txt", "Which?")
+    assert engine.closed == 2

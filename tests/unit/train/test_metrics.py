@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmrl.train.metrics import gap_metrics, gap_warning, group_metrics, policy_lag
-from mmrl.train.rows import Written
+from mmrl.train.metrics import gap_metrics, gap_warning, group_metrics, lagged_bound, policy_lag
+from mmrl.train.rows import TurnTargets
 from mmrl.types import Score
 
 
@@ -38,9 +38,9 @@ def test_nothing_is_counted_where_nothing_is_flagged(make_group, make_trajectory
 
 # Three targets behind nothing, one behind a picture, two behind a picture and a clip.
 TURNS = [
-    Written(length=3, turn=1, kinds=frozenset({"text"}), version=7),
-    Written(length=1, turn=1, kinds=frozenset({"image"}), version=6),
-    Written(length=2, turn=2, kinds=frozenset({"image", "video"}), version=4),
+    TurnTargets(length=3, turn=1, kinds=frozenset({"text"}), version=7),
+    TurnTargets(length=1, turn=1, kinds=frozenset({"image"}), version=6),
+    TurnTargets(length=2, turn=2, kinds=frozenset({"image", "video"}), version=4),
 ]
 GAP = np.array([0.1, -0.2, 0.0, 0.3, -1.0, 0.2])
 
@@ -62,7 +62,7 @@ def test_the_kl_estimate_is_near_the_divergence_of_the_engine_from_the_trainer()
     engine_to_trainer = float((engine * np.log(engine / trainer)).sum())
     drawn = np.repeat([0, 1], (80_000, 20_000))
     gap_N = np.log(trainer / engine)[drawn]
-    turns = [Written(length=len(drawn), turn=1, kinds=frozenset({"text"}), version=0)]
+    turns = [TurnTargets(length=len(drawn), turn=1, kinds=frozenset({"text"}), version=0)]
     assert gap_metrics(gap_N, turns)["engine_gap/kl"] == pytest.approx(engine_to_trainer, abs=1e-9)
 
 
@@ -80,6 +80,19 @@ def test_a_warning_names_the_worst_kind_and_turn():
 
 def test_a_gap_that_is_no_number_is_told():
     assert gap_warning(gap_metrics(np.full(6, np.nan), TURNS), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "bound", "name"),
+    [
+        ([], math.inf, "the bound of the first 5 steps whose rollouts lag"),
+        ([0.1] * 4, math.inf, "the bound of the first 5 steps whose rollouts lag"),
+        ([0.1, 0.2, 9.0, 0.1, 0.2], 0.6, "3 times the median of the steps before"),
+        ([0.01] * 5, 0.05, "max_engine_gap"),
+    ],
+)
+def test_where_rollouts_lag_a_gap_is_compared_with_those_before(earlier, bound, name):
+    assert lagged_bound(0.05, earlier) == (pytest.approx(bound), name)
 
 
 def test_the_lag_is_that_of_targets_not_of_turns():

@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mmrl.rollout.engine_vllm import VllmEngine
 from mmrl.rollout.episode import Sampling
 from mmrl.rollout.vllm_prompt import Written
 from mmrl.train.engine import TorchEngine
-from mmrl.train.optim import build_optimizer, select_parameters, set_learning_rate
+from mmrl.train.optim import build_optimizer, check_stages, select_parameters, set_learning_rate
 from mmrl.train.rows import build_row, sampled_logprobs
 from mmrl.train.session import open_session
 from mmrl.train.stages import Grpo
@@ -218,7 +219,7 @@ def test_a_stage_that_goes_on_trains_on_every_row_once(begin, steps_done):
 
 def test_the_update_does_not_wait_and_what_is_in_flight_is_cut_off_at_the_end(begin):
     stage = begin()
-    writer = stage.session.runner.engine.writer
+    writer = stage.session.runner.engine.backend
     in_time = threading.Timer(60, writer.gate.set)
     in_time.start()
     run(stage, 0, lambda group: writer.gate.clear())  # from here on nothing is written
@@ -233,7 +234,7 @@ def test_the_update_does_not_wait_and_what_is_in_flight_is_cut_off_at_the_end(be
 
 def test_what_plays_between_steps_waits_and_is_written_by_the_newest_weights(begin):
     stage = begin(steps=3)
-    session, writer = stage.session, stage.session.runner.engine.writer
+    session, writer = stage.session, stage.session.runner.engine.backend
     run(stage, 0, lambda group: writer.gate.clear())
     threading.Timer(0.2, writer.gate.set).start()
     prompts = [session.prompt(stage.dataset, 9)]
@@ -286,14 +287,44 @@ def test_groups_are_told_in_the_main_thread(begin):
     assert threads == [threading.main_thread()] * 4
 
 
+def test_a_wider_gap_than_the_last_update_makes_is_told(begin):
+    """From the ninth step on the backend's weights are not those that it was given."""
+    stage, told = begin(steps=9, rows=30, optimizer={"lr": 1e-3}), []
+    stage.session.tell, backend = told.append, stage.session.runner.engine.backend
+    gaps = [run(stage, number)[0]["engine_gap/mean"] for number in range(7)]
+    assert min(gaps[1:]) > stage.config.max_engine_gap > gaps[0]
+    taking = backend.take_weights
+
+    def take_wrongly(version, weights):
+        taking(version, weights)
+        with torch.no_grad():
+            backend.model.model.language_model.norm.weight *= 3
+
+    backend.take_weights = take_wrongly
+    assert run(stage, 7)[0]["engine_gap/mean"] < 3 * min(gaps[1:])  # begun before
+    assert told == []
+    run(stage, 8)
+    (line,) = told
+    assert line.startswith("grpo step 9: the rollout engine's log-probs are ")
+    assert "(3 times the median of the steps before is " in line
+
+
+def test_a_gap_in_the_first_step_is_told_whatever_the_staleness(begin):
+    stage, told = begin(steps=1, max_engine_gap=1e-9), []
+    stage.session.tell = told.append
+    run(stage, 0)
+    assert [line[:12] for line in told] == ["grpo step 1:"]
+
+
 def test_what_it_cannot_be_used_with_is_refused(begin):
     with pytest.raises(ValidationError, match="staleness 1 is for engine: vllm"):
         RolloutSection(staleness=1)
     with pytest.raises(ValidationError, match="staleness"):
         RolloutSection(engine="vllm", staleness=2)
-    with pytest.raises(ConfigError, match="stage 'grpo' trains a media encoder"):
-        begin(freeze=[])
-    assert begin(freeze=[], staleness=0).staleness == 0
+    for staleness, freeze, refused in ((1, [], True), (1, ["*visual*"], False), (0, [], False)):
+        session = begin(staleness=staleness, freeze=freeze).session
+        with pytest.raises(ConfigError, match="stage 'grpo' trains a media encoder") if refused else nullcontext():
+            check_stages(session.config, session.checkpoint)
 
 
 SHORT = ("stages.0.steps=1", "evaluate=null", "report.log_groups=99", "stages.1.freeze=['*visual*']")

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmrl.train.rows import Written, build_row, sampled_logprobs, written_turns
+from mmrl.train.rows import TurnTargets, build_row, sampled_logprobs, written_turns
 from mmrl.types import Media, MediaSpan, Segment, Source, StopReason, Trajectory
 
 
@@ -72,7 +72,7 @@ def test_every_turn_knows_the_media_before_it_its_number_and_its_policy():
     episode = replace(trajectory(*segments), media=media)
     turns = written_turns([episode, episode])
     assert turns[:2] == [
-        Written(length=2, turn=1, kinds=frozenset({"text"}), version=3),
-        Written(length=4, turn=3, kinds=frozenset({"image", "video", "audio"}), version=4),
+        TurnTargets(length=2, turn=1, kinds=frozenset({"text"}), version=3),
+        TurnTargets(length=4, turn=3, kinds=frozenset({"image", "video", "audio"}), version=4),
     ]
     assert turns[2:] == turns[:2]
