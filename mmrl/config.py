@@ -230,7 +230,7 @@ class ServersSection(Model):
     @model_validator(mode="after")
     def _consistent(self) -> ServersSection:
         if (self.count is None) == (not self.urls):
-            raise ValueError("give count, for servers that are started here, or urls of others")
+            raise ValueError("give count, for servers that are started here, or urls of others, not both")
         if self.urls and self.folder is None:
             raise ValueError("urls need folder: where the servers see features and weights")
         return self
@@ -337,6 +337,10 @@ class CorrectionSection(Model):
         return self
 
 
+def _as_kind(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class GrpoStage(StageSection):
     type: Literal["grpo"]
     prompts_per_step: int = Field(ge=1)
@@ -365,9 +369,9 @@ class GrpoStage(StageSection):
     kl: Literal["k2", "k3"] = "k3"
     entropy_coef: Scalar = constant(0.0)
     """Weight of the entropy bonus."""
-    correction: CorrectionSection | None = None
-    """Of the mismatch between rollout engine and trainer. None: tokens' ratios truncated at 2, and no correction where
-    rollout.engine is hf."""
+    correction: Annotated[CorrectionSection, BeforeValidator(_as_kind)] | None = None
+    """Of the mismatch between rollout engine and trainer; "mask" is short for {kind: mask}. None: tokens' ratios
+    truncated at 2, and no correction where rollout.engine is hf."""
     max_engine_gap: float | None = Field(default=0.05, gt=0)
     """Mean difference of the engine's and the trainer's log-probs above which the run warns, once a stage. With
     rollout.staleness the last update is a part of it in all steps but the first: from the sixth of these on the run

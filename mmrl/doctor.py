@@ -98,7 +98,7 @@ def _vllm() -> str:
 
     if torch.cuda.is_available():
         return f"{vllm.__version__}, in process and by servers; mmrl's tests of it ran without a GPU only"
-    return f"{vllm.__version__}, in process and by servers; never tried here, without a GPU: graphs, sleep in updates"
+    return f"{vllm.__version__}, in process and by servers; graphs and sleep need a GPU"
 
 
 REINSTALL = "pip install --force-reinstall torch torchvision transformers"

@@ -9,11 +9,12 @@ from packaging.requirements import Requirement
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, mmrl and everything that mmrl needs; None for what is missing."""
+    """Versions of Python, mmrl and everything that mmrl needs, None for what is missing; and of vLLM where it is."""
     needed = [Requirement(line).name for line in requires("mmrl") or [] if "extra ==" not in line]
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in ("mmrl", *sorted(needed))},
+        **({"vllm": found} if (found := _version("vllm")) else {}),
     }
 
 

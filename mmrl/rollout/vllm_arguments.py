@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from mmrl.errors import ConfigError
 from mmrl.models.chatml import ChatML
 from mmrl.models.qwen3_vl import Qwen3VL
+from mmrl.resolve import suggest
 from mmrl.rollout.vllm_prompt import modalities
 
 FEWEST_BATCHED_TOKENS = 8192
@@ -37,6 +39,7 @@ def vllm_arguments(
         max_context: tokens of an episode at most.
         batch_size: episodes that are decoded together at most.
     """
+    check_names(further)
     # The tower of Qwen3-VL is built all the same: without it vLLM takes no DeepStack features.
     limit = 1 if type(family) is Qwen3VL else 0
     arguments = {
@@ -66,3 +69,15 @@ def vllm_arguments(
             "that many would not fit vLLM's encoder cache; raise the one or lower the other"
         )
     return arguments
+
+
+def check_names(further: Mapping[str, Any]) -> None:
+    """ConfigError for an argument that vLLM does not know, and without vLLM."""
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+    except ImportError:
+        raise ConfigError("rollout.engine: vllm is not installed; pip install 'mmrl[vllm]', or use hf") from None
+    known = {field.name for field in fields(AsyncEngineArgs)}
+    for name in further:
+        if name not in known:
+            raise ConfigError(f"rollout.vllm: vLLM has no argument {name!r}{suggest(name, known)}")

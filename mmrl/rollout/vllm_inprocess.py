@@ -155,11 +155,9 @@ def build_llm(arguments: Mapping[str, Any]) -> Any:
         if int(arguments.get(key, 1)) > 1:
             raise ConfigError(f"rollout.vllm.{key}: is 1 in the trainer's process; set rollout.servers: {{count: 1}}")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    try:
-        from vllm import LLM
-        from vllm.distributed.ec_transfer import has_ec_transfer
-    except ImportError:
-        raise ConfigError("rollout.engine: vllm is not installed; pip install 'mmrl[vllm]', or use hf") from None
+    from vllm import LLM
+    from vllm.distributed.ec_transfer import has_ec_transfer
+
     if has_ec_transfer():
         raise RuntimeError("a process holds one vLLM at a time: close the other engine first")
     try:

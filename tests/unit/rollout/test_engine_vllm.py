@@ -190,6 +190,7 @@ def test_what_it_does_not_take_is_refused(tmp_path):
         ("qwen3_5", {}, r"Qwen3\.5 so far"),
         ("qwen2_5_vl", {"max_num_batched_tokens": 1024}, "encoder cache"),
         ("qwen2_5_vl", {"tensor_parallel_size": 2}, r"rollout\.servers"),
+        ("qwen2_5_vl", {"max_num_seq": 1}, "did you mean 'max_num_seqs'"),
     ):
         with pytest.raises(ConfigError, match=words):
             open_engine(name, tmp_path, vllm=further)

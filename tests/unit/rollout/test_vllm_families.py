@@ -21,6 +21,7 @@ from vllm_play import (
 )
 
 from mmrl.config import LoraSection
+from mmrl.errors import ConfigError
 from mmrl.models.load import load_checkpoint
 from mmrl.rollout.open_vllm import open_vllm
 from mmrl.rollout.vllm_prompt import describe
@@ -82,6 +83,12 @@ def test_a_group_that_is_nearly_finished_goes_first(tmp_path):
     asyncio.run(write_all())
     engine.close()
     assert order[:2] == ["2/0", "1/0"]
+
+
+def test_what_vllm_refuses_is_told_in_a_line(tmp_path):
+    too_long = {"max_model_len": 1 << 20, "max_num_batched_tokens": 1 << 20}
+    with pytest.raises(ConfigError, match=r"does not take these arguments: .*max_model_len \(1048576\) is greater"):
+        open_engine("qwen2_5_vl", tmp_path, vllm=too_long)
 
 
 def test_a_video_with_its_sound_is_refused(tmp_path):
