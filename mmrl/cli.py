@@ -134,7 +134,7 @@ def answer(
 def serve_engine(
     model: Annotated[str, typer.Argument(help="Folder or hub's id of the trainer's checkpoint.", show_default=False)],
     folder: Annotated[
-        Path, typer.Option(help="Folder that the trainer sees too: its rollout.servers.folder.", show_default=False)
+        Path, typer.Option(help="Folder that the trainer sees too: its rollout.folder.", show_default=False)
     ],
     host: Annotated[str, typer.Option(help="Address that it listens on; any but this machine needs a token.")] = (
         "127.0.0.1"
@@ -143,6 +143,7 @@ def serve_engine(
     max_context: Annotated[
         int, typer.Option(min=1, help="Tokens of an episode: the trainer's max_context + max_turn_tokens.")
     ] = 4608,
+    dtype: Annotated[str, typer.Option(help="Of the weights: the trainer's model.dtype.")] = "float32",
     token_env: Annotated[str, typer.Option(help="Environment variable that holds the token.")] = "MMRL_ENGINE_TOKEN",
     settings: Annotated[
         list[str] | None,
@@ -157,6 +158,7 @@ def serve_engine(
         host=host,
         port=port,
         folder=folder,
+        dtype=dtype,
         max_context=max_context,
         token_env=token_env,
         settings=settings or [],

@@ -213,9 +213,6 @@ class ServersSection(Model):
     """Servers that are started on this machine, and started again where they die."""
     urls: list[Annotated[str, Field(pattern="^https?://")]] = []
     """Servers that run already, e.g. [http://host:8000]; after a restart they are given the weights again."""
-    folder: str | None = None
-    """Of features and weights, where all servers see it under this path too; needed with `urls`. None is in this
-    machine's memory."""
     token_env: str = "MMRL_ENGINE_TOKEN"
     """Environment variable with the token of the servers at `urls`."""
     first_device: int = Field(default=1, ge=0)
@@ -231,8 +228,6 @@ class ServersSection(Model):
     def _consistent(self) -> ServersSection:
         if (self.count is None) == (not self.urls):
             raise ValueError("give count, for servers that are started here, or urls of others, not both")
-        if self.urls and self.folder is None:
-            raise ValueError("urls need folder: where the servers see features and weights")
         return self
 
 
@@ -240,9 +235,12 @@ class RolloutSection(Model):
     engine: Literal["hf", "vllm"] = "hf"
     """What writes rollouts: transformers, or vLLM."""
     vllm: dict[str, Any] = {}
-    """Further arguments of vLLM's engine, e.g. {gpu_memory_utilization: 0.5, tensor_parallel_size: 2}."""
+    """Further arguments of vLLM's engine, e.g. {gpu_memory_utilization: 0.5}."""
     servers: ServersSection | None = None
     """Where vLLM runs: None is in the trainer's process."""
+    folder: str | None = None
+    """Where vLLM reads media features, and its servers weights; those at `urls` see it under this path too. None is a
+    new one in this machine's memory (/dev/shm)."""
     batch_size: int = Field(default=256, ge=1)
     """Episodes decoded together."""
     staleness: Literal[0, 1] = 0
@@ -257,6 +255,8 @@ class RolloutSection(Model):
             raise ValueError("servers are vLLM's: set engine: vllm")
         if self.servers is not None and self.servers.urls and self.vllm:
             raise ValueError("vllm is for engines that are started here: give these to mmrl serve-engine, by --set")
+        if self.servers is not None and self.servers.urls and self.folder is None:
+            raise ValueError("servers.urls need folder: where the servers see features and weights")
         return self
 
 

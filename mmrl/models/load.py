@@ -107,7 +107,7 @@ class Checkpoint:
         if self.adapter is not None:
             adapters.save_adapter(self.model, self.adapter, path)
         else:
-            save_weights(self.model, self.kind, path)
+            write_weights(hub_weights(self.model, self.kind), path)
             self.config.architectures = self.config.architectures or [self.kind.architecture or self.kind.model]
             self.config.save_pretrained(path)
             self.model.generation_config.save_pretrained(path)
@@ -118,18 +118,19 @@ class Checkpoint:
         self.tokenizer.save_pretrained(path)
 
 
-def save_weights(model: Any, kind: Kind, path: Path) -> None:
-    """Safetensors under the names of the hub's files, whatever transformers calls its modules."""
+def write_weights(weights: Iterator[tuple[str, torch.Tensor]], path: Path) -> None:
+    """Safetensors in a folder."""
     from huggingface_hub import save_torch_state_dict
 
     path.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(dict(hub_weights(model, kind)), path, max_shard_size=SHARD_BYTES, metadata={"format": "pt"})
+    save_torch_state_dict(dict(weights), path, max_shard_size=SHARD_BYTES, metadata={"format": "pt"})
     for file in path.glob("*.safetensors"):
         file.chmod(0o644)  # it is written for its owner only; a server may run as another user
 
 
 def hub_weights(model: Any, kind: Kind) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight once, under its name in the hub's files; that of an adapted layer with the adapter added."""
+    """Every weight once, under its name in the hub's files, whatever transformers calls its module; that of an adapted
+    layer with the adapter added."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if not adapters.is_adapter(name)}
     tied = {
         name

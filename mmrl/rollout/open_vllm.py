@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,17 @@ def open_vllm(
     episode: EpisodeSection,
     *,
     logs: Path | None = None,
+    tell: Callable[[str], None] = print,
 ) -> VllmEngine:
     """vLLM in this process, or in the servers of the configuration.
 
     Args:
         folder: the checkpoint's, or its adapter's, for its configuration; the weights are those of the model.
         logs: folder of the servers' logs; None is beside the shared features.
+        tell: is given a line for what happens to servers.
     """
     folder = adapters.base_of(folder) if adapters.is_folder(folder) else folder
-    shared = SharedFeatures(rollout.servers.folder if rollout.servers else None)
+    shared = SharedFeatures(rollout.folder)
     try:
         arguments = vllm_arguments(
             checkpoint.family,
@@ -51,7 +53,7 @@ def open_vllm(
         if rollout.servers is None:
             backend = InProcess(beside_trainer() | arguments)
         else:
-            backend = Servers(rollout.servers, arguments, shared.folder, logs or shared.folder / "servers")
+            backend = Servers(rollout.servers, arguments, shared, logs or shared.folder / "servers", tell=tell)
     except BaseException:
         shared.close()
         raise

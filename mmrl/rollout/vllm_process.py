@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ import yaml
 from mmrl.errors import ConfigError
 from mmrl.rollout.vllm_guard import TOKEN
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GRACE_S = 5.0
 """A server that is told to end removes what it holds in shared memory, if it can."""
+INTERVAL_S = 0.05
+SPLITS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Arguments of vLLM that split a server over devices."""
 
 
 class ServerProcess:
@@ -35,12 +40,14 @@ class ServerProcess:
     def __init__(self, arguments: Mapping[str, Any], token: str, log: Path, devices: str | None) -> None:
         self.log = log
         port = free_port()
-        self.url = f"http://{LOOPBACK}:{port}"
-        command = serve_command(arguments, LOOPBACK, port, log.with_suffix(".yaml"))
+        self.url = f"http://{LOOPBACK[0]}:{port}"
+        command = serve_command(arguments, LOOPBACK[0], port, log.with_suffix(".yaml"))
         environment = serve_environment(token)
         if devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = devices
+        self._lock = threading.RLock()
         with log.open("ab") as output:
+            self._begin = output.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mmrl.rollout.vllm_watch", str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
@@ -51,25 +58,30 @@ class ServerProcess:
             )
 
     def ended(self) -> bool:
-        return self.process.poll() is not None
+        """It stays a zombie until `end`: its number, which names the group, can be nobody else's so long."""
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        with self._lock:
+            return self.process.returncode is not None or os.waitid(os.P_PID, self.process.pid, options) is not None
 
     def end(self) -> None:
         """End its whole group: workers outlive a server that was killed."""
-        self._signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(GRACE_S)
-        self._signal(signal.SIGKILL)
-        self.process.wait()
+        with self._lock:
+            if self.process.returncode is not None:
+                return
+            os.killpg(self.process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + GRACE_S
+            while not self.ended() and time.monotonic() < deadline:
+                time.sleep(INTERVAL_S)
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-    def last_error(self) -> str:
-        """The last line of its log that looks like an error."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        found = [line.strip() for line in lines if "Error" in line or "error:" in line]
-        return found[-1][:300] if found else "no error in its log"
+    def fate(self) -> str:
+        """How it ended, with the last line of its log that looks like an error."""
+        self.end()
+        with self.log.open(errors="replace") as log:
+            log.seek(self._begin)
+            found = [line.strip() for line in log if "Error" in line or "error:" in line]
+        return f"ended with code {self.process.returncode}: {found[-1][:300] if found else 'no error in its log'}"
 
 
 def serve_command(arguments: Mapping[str, Any], host: str, port: int, file: Path) -> list[str]:
@@ -99,7 +111,7 @@ def serve_environment(token: str | None) -> dict[str, str]:
 
 def free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        probe.bind((LOOPBACK[0], 0))
         return int(probe.getsockname()[1])
 
 
@@ -107,7 +119,7 @@ def devices_of(number: int, arguments: Mapping[str, Any], first: int) -> str | N
     """CUDA_VISIBLE_DEVICES of server `number`: behind the trainer's, as many as it is split over."""
     if not torch.cuda.is_available():
         return None
-    each = int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("data_parallel_size", 1))
+    each = math.prod(int(arguments.get(key, 1)) for key in SPLITS)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
     return place(names, number, each, first)

@@ -15,24 +15,31 @@ from mmrl.errors import ConfigError
 from mmrl.models.chatml import ChatML
 from mmrl.models.load import find_kind
 from mmrl.rollout.vllm_arguments import vllm_arguments
-from mmrl.rollout.vllm_process import serve_command, serve_environment
-
-LOCAL = ("127.0.0.1", "localhost", "::1")
+from mmrl.rollout.vllm_process import LOOPBACK, serve_command, serve_environment
 
 
 def serve(
-    model: str, *, host: str, port: int, folder: Path, max_context: int, token_env: str, settings: Sequence[str]
+    model: str,
+    *,
+    host: str,
+    port: int,
+    folder: Path,
+    dtype: str,
+    max_context: int,
+    token_env: str,
+    settings: Sequence[str],
 ) -> None:
     """Become `vllm serve`. ConfigError for a server that others could reach without a token.
 
     Args:
-        folder: rollout.servers.folder of the trainer.
+        folder: rollout.folder of the trainer.
+        dtype: of the weights: the trainer's model.dtype.
         max_context: tokens of an episode at most: the trainer's episode.max_context + episode.max_turn_tokens.
         token_env: environment variable that holds the token.
         settings: "key=value" of vLLM's arguments.
     """
     token = os.environ.get(token_env, "").strip()
-    if host not in LOCAL and not token:
+    if host not in LOOPBACK and not token:
         raise ConfigError(
             f"--host {host}: others could change its weights; put a token into the environment variable {token_env}, "
             "here and at the trainer, or listen on 127.0.0.1"
@@ -40,7 +47,7 @@ def serve(
     arguments = vllm_arguments(
         load_family(model),
         model,
-        dtype="auto",
+        dtype=dtype,
         features=folder.absolute(),
         max_context=max_context,
         batch_size=RolloutSection().batch_size,

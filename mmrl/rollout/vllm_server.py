@@ -1,43 +1,25 @@
-"""One vLLM server as the trainer sees it: its health, its weights, its answers."""
+"""One vLLM server as the trainer sees it: brought up, given the weights, brought up again."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from mmrl.config import ServersSection
 from mmrl.errors import MmrlError
+from mmrl.rollout.vllm_client import INTERVAL_S, Client, ServerDownError
 from mmrl.rollout.vllm_process import ServerProcess
-
-HEALTH_S = 10.0
-"""A server that takes longer to say that it is well is not."""
-INTERVAL_S = 0.2
-CONTEXT = httpx2.create_ssl_context()
-"""Made once: it takes longer than a request."""
-
-
-class ServerDownError(Exception):
-    """There was no answer, and there may be one later.
-
-    Args:
-        hung: the server took too long.
-    """
-
-    def __init__(self, text: str, *, hung: bool = False) -> None:
-        super().__init__(text)
-        self.hung = hung
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class WeightFiles:
     version: str
     folder: Path
 
@@ -48,11 +30,21 @@ class Server:
 
     Args:
         where: URL of one that is elsewhere, or what starts ours.
+        arguments: of vLLM's engine, as the trainer needs them.
+        tell: is given a line for each restart, in the server's thread.
     """
 
-    def __init__(self, name: str, where: str | Callable[[], ServerProcess], token: str, options: ServersSection):
-        self.name, self.options = name, options
-        self.url = where if isinstance(where, str) else ""
+    def __init__(
+        self,
+        name: str,
+        where: str | Callable[[], ServerProcess],
+        token: str,
+        options: ServersSection,
+        arguments: Mapping[str, Any],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.options, self.arguments, self.tell = options, arguments, tell
+        self.client = Client(name, where if isinstance(where, str) else "", token, options)
         self.start = None if isinstance(where, str) else where
         self.process: ServerProcess | None = None
         self.rounds = 0
@@ -61,172 +53,186 @@ class Server:
         """Since the last answer."""
         self.failed: MmrlError | None = None
         """Why it is given up."""
-        self._was_up = False
-        self._wanted: Weights | None = None
-        self._closing = threading.Event()
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._was_up = self._fits = False
+        self._trouble = ""
+        """Why it was down the last time."""
+        self._wanted: WeightFiles | None = None
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
+        # A daemon: a server elsewhere that hangs does not keep the trainer from its end.
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
 
     def __str__(self) -> str:
-        place = self.url if self.process is None else f"log: {self.process.log}"
-        return f"vLLM {self.name} ({place})"
+        return str(self.client)
 
-    def take(self, weights: Weights | None) -> Future[None]:
+    def take(self, weights: WeightFiles | None) -> Future[None]:
         """Bring it up, with these weights."""
-        return self._thread.submit(self._take, weights)
+        return self._submit(partial(self._take, weights))
 
-    def recover(self, rounds: int, *, hung: bool) -> Future[None]:
+    def recover(self, rounds: int, problem: ServerDownError) -> Future[None]:
         """Bring it up unless that was done after it had been brought up `rounds` times."""
-        return self._thread.submit(self._recover, rounds, hung)
+        return self._submit(partial(self._recover, rounds, problem))
 
     async def generate(self, body: bytes, rank: int | None) -> Any:
-        """The answer to a request. Raises ServerDownError, or MmrlError for a request that it does not take.
-
-        Args:
-            rank: which of several data-parallel engines is asked; None leaves it to the server.
-        """
-        timeout = httpx2.Timeout(self.options.timeout_s, connect=HEALTH_S)
-        headers = self._headers | {"Content-Type": "application/json"}
-        if rank is not None:
-            headers["X-data-parallel-rank"] = str(rank)
-        try:
-            async with httpx2.AsyncClient(verify=CONTEXT, trust_env=False, timeout=timeout) as client:
-                response = await client.post(f"{self.url}/inference/v1/generate", content=body, headers=headers)
-        except httpx2.TransportError as error:
-            raise self._down(error) from None
-        if response.status_code >= 500:
-            raise ServerDownError(f"{self}: {response.status_code} {response.text[:300]}")
-        return self._read(response)
+        return await self.client.generate(body, rank)
 
     def close(self) -> None:
-        self._closing.set()
+        """End it where it is ours. One elsewhere that hangs is not waited for."""
+        with self._lock:
+            self.client.closing.set()
+            self._jobs.put(None)
         self._end()  # what its thread waits for
-        self._thread.shutdown(wait=self.start is not None, cancel_futures=True)
+        if self.start is not None:
+            self._thread.join()
         self._end()  # one that was just being started
+
+    def _submit(self, job: Callable[[], None]) -> Future[None]:
+        future: Future[None] = Future()
+        with self._lock:
+            if self.client.closing.is_set():
+                raise self._closed()
+            self._jobs.put((job, future))
+        return future
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, future = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                job()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
 
     def _end(self) -> None:
         if self.process is not None:
             self.process.end()
 
-    def _take(self, weights: Weights | None) -> None:
+    def _take(self, weights: WeightFiles | None) -> None:
         self._wanted = weights
-        self._bring_up()
+        self._bring_up(ServerDownError("it does not answer"))
 
-    def _recover(self, rounds: int, hung: bool) -> None:
+    def _recover(self, rounds: int, problem: ServerDownError) -> None:
         if rounds == self.rounds:
-            if hung:
-                self._end()
-            self._bring_up()
+            self._bring_up(problem)
 
-    def _bring_up(self) -> None:
+    def _bring_up(self, problem: ServerDownError) -> None:
         """Until it is well and has the weights that are wanted. MmrlError where it is given up."""
         if self.failed is not None:
             raise self.failed
         try:
+            self._suffer(problem)
+            if self._was_up and (problem.hung or not self.client.is_well()):
+                self._count_restart()
             while not self._try_once():
-                pass
+                self._count_restart()
         except MmrlError as error:
             self.failed = error
             raise
         self.rounds += 1
 
+    def _suffer(self, problem: ServerDownError) -> None:
+        """Keep what is wrong with it; one of ours that hangs is ended."""
+        self._trouble = str(problem)
+        if problem.hung:
+            self._end()
+        elif self.process is not None and self.process.ended():
+            self._trouble = self.process.fate()
+
+    def _count_restart(self) -> None:
+        self._fits = False
+        self.restarts += 1
+        most = self.options.max_restarts
+        if self.restarts > most:
+            raise MmrlError(
+                f"{self} is down and wrote nothing since {most} restarts (rollout.servers.max_restarts): "
+                f"{self._trouble}"
+            )
+        what = "waited for" if self.start is None else "started again"
+        self.tell(f"{self}: {self._trouble}; it is {what} (of at most {most} times in a row the {self.restarts}.)")
+
     def _try_once(self) -> bool:
+        if self.client.closing.is_set():
+            raise self._closed()
         try:
             self._await_health()
+            if self.start is None and not self._fits:
+                self._check_fit()
             self._push()
-        except ServerDownError:
+        except ServerDownError as error:
+            self._suffer(error)
+            self.client.closing.wait(INTERVAL_S)
             return False
         return True
 
     def _await_health(self) -> None:
-        if self._is_well():
-            return
-        if self._closing.is_set():
-            raise MmrlError(f"{self}: closed")
-        if self._was_up:
-            self._count_restart()
+        if not self.client.is_well():
+            self._start()
+            deadline = time.monotonic() + self.options.start_timeout_s
+            while not self.client.is_well():
+                self._check_waiting(deadline)
+        self._was_up = True
+
+    def _start(self) -> None:
         if self.start is not None:
             self._end()
             self.process = self.start()
-            self.url = self.process.url
-        deadline = time.monotonic() + self.options.start_timeout_s
-        while not self._is_well():
-            self._check_waiting(deadline)
-        self._was_up = True
-
-    def _count_restart(self) -> None:
-        self.restarts += 1
-        if self.restarts > self.options.max_restarts:
-            raise MmrlError(
-                f"{self} is down and wrote nothing since {self.options.max_restarts} restarts "
-                "(rollout.servers.max_restarts)"
-            )
+            self.client.url, self.client.place = self.process.url, f"log: {self.process.log}"
 
     def _check_waiting(self, deadline: float) -> None:
         """Raise where there is nothing to wait for."""
-        process = self.process
-        if process is not None and process.ended():
-            text = f"{self} ended with code {process.process.returncode} while it started: {process.last_error()}"
+        if self.process is not None and self.process.ended():
+            text = f"{self.process.fate()} (while it started)"
             # One that never ran is wrongly configured: it would not run the next time either.
-            raise ServerDownError(text) if self._was_up else MmrlError(text)
-        if self._closing.wait(INTERVAL_S):
-            raise MmrlError(f"{self}: closed")
+            raise ServerDownError(text) if self._was_up else MmrlError(f"{self} {text}")
+        if self.client.closing.wait(INTERVAL_S):
+            raise self._closed()
         if time.monotonic() > deadline:
             raise MmrlError(
                 f"{self} is not ready after {self.options.start_timeout_s:g} s (rollout.servers.start_timeout_s)"
+                + (f"; before, {self._trouble}" if self._was_up else "")
             )
 
-    def _is_well(self) -> bool:
-        with suppress(httpx2.TransportError):
-            return self._send("GET", "/health", timeout=HEALTH_S).status_code == 200
-        return False
+    def _closed(self) -> MmrlError:
+        return MmrlError(f"{self} is closed")
+
+    def _check_fit(self) -> None:
+        """Others started it. Another dtype may be meant; room for shorter episodes than ours is not."""
+        model = self.client.ask("GET", "/server_info?config_format=json")["vllm_config"]["model_config"]
+        length, dtype = self.arguments["max_model_len"], self.arguments["dtype"]
+        if model["max_model_len"] < length:
+            raise MmrlError(
+                f"{self} takes {model['max_model_len']} tokens, and an episode has up to {length}: "
+                f"start it with --max-context {length}"
+            )
+        found = model["dtype"].removeprefix("torch.")
+        if found != dtype:
+            self.tell(f"{self} computes in {found} and the trainer in {dtype}: log-probs differ (--dtype {dtype})")
+        self._fits = True
 
     def _push(self) -> None:
         """Hand over the weights and have everything forgotten that others computed. The version comes last: what was
         cut off is done again."""
         if self._wanted is None or self._version() == self._wanted.version:
             return
-        self._ask("POST", "/collective_rpc", {"method": "take_weights", "args": [str(self._wanted.folder)]})
+        ask = self.client.ask
+        ask("POST", "/update_weight_version", {"new_version": "being replaced"})
+        ask("POST", "/collective_rpc", {"method": "take_weights", "args": [str(self._wanted.folder)]})
         # What still runs was asked by a trainer that is gone.
-        if not self._ask("POST", "/reset_prefix_cache?reset_running_requests=true")["success"]:
+        if not ask("POST", "/reset_prefix_cache?reset_running_requests=true")["success"]:
             raise MmrlError(f"{self}: its prefix cache cannot be reset")
-        self._ask("POST", "/reset_encoder_cache")
-        self._ask("POST", "/reset_mm_cache")
+        ask("POST", "/reset_encoder_cache")
+        ask("POST", "/reset_mm_cache")
         self._set_version(self._wanted.version)
 
     def _set_version(self, version: str) -> None:
-        self._ask("POST", "/update_weight_version", {"new_version": version})
+        self.client.ask("POST", "/update_weight_version", {"new_version": version})
         found = self._version()
         if found != version:
             raise MmrlError(f"{self} says that its weights are {found!r}, and was given {version!r}")
 
     def _version(self) -> str:
-        return str(self._ask("GET", "/weight_info")["weight_version"])
-
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        try:
-            response = self._send(method, path, body, self.options.timeout_s)
-        except httpx2.TransportError as error:
-            raise self._down(error) from None
-        if response.status_code >= 500 and not self._is_well():
-            raise ServerDownError(f"{self}: {path} answered {response.status_code}")
-        return self._read(response)
-
-    def _send(self, method: str, path: str, body: Any = None, timeout: float = HEALTH_S) -> httpx2.Response:
-        with httpx2.Client(verify=CONTEXT, trust_env=False, headers=self._headers) as client:
-            return client.request(method, self.url + path, json=body, timeout=httpx2.Timeout(timeout, connect=HEALTH_S))
-
-    def _read(self, response: httpx2.Response) -> Any:
-        if response.status_code == 401:
-            raise MmrlError(
-                f"{self} refuses the token: {self.options.token_env} must hold the one that it was started with"
-            )
-        if response.status_code != 200:
-            text = " ".join(response.text.split())[:300]
-            raise MmrlError(f"{self}: {response.url.path} answered {response.status_code}: {text}")
-        return response.json() if response.content else None
-
-    def _down(self, error: httpx2.TransportError) -> ServerDownError:
-        hung = isinstance(error, httpx2.ReadTimeout)
-        what = f"no answer in {self.options.timeout_s:g} s (rollout.servers.timeout_s)" if hung else repr(error)
-        return ServerDownError(f"{self}: {what}", hung=hung)
+        return str(self.client.ask("GET", "/weight_info")["weight_version"])

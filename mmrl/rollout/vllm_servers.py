@@ -10,53 +10,72 @@ import asyncio
 import itertools
 import json
 import os
+import resource
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
 
+from mmrl.cache.shared import SharedFeatures
 from mmrl.config import ServersSection
-from mmrl.errors import ConfigError, MmrlError
-from mmrl.models.load import SHARD_BYTES
+from mmrl.errors import MmrlError
+from mmrl.models.load import write_weights
+from mmrl.rollout.vllm_client import ServerDownError
 from mmrl.rollout.vllm_process import ServerProcess, devices_of
 from mmrl.rollout.vllm_prompt import Call, Item, Written, by_modality, kwargs_item, sampling
-from mmrl.rollout.vllm_server import Server, ServerDownError, Weights
+from mmrl.rollout.vllm_server import Server, WeightFiles
 
 ATTEMPTS = 10
 """To have one request answered."""
 PAUSE_S = 1.0
 """Before a request is asked again: a server that ends answers for a moment yet."""
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+UNLIMITED = 4096
+"""Requests at a time where a process may open any number of files."""
 
 
 class Servers:
-    """Implements Writer.
+    """Implements Backend.
 
     Args:
-        arguments: of vLLM's engine, for servers that are started here.
-        folder: that every server sees.
+        arguments: of vLLM's engine: servers that are started here get them, others are checked.
+        shared: a folder that every server sees. The weights stay in it until the next ones, or until it is closed.
         logs: folder of the logs of servers that are started here.
+        tell: is given a line for each restart.
     """
 
-    def __init__(self, options: ServersSection, arguments: Mapping[str, Any], folder: Path, logs: Path) -> None:
-        _import_vllm()
-        self.options, self.folder = options, folder
+    def __init__(
+        self,
+        options: ServersSection,
+        arguments: Mapping[str, Any],
+        shared: SharedFeatures,
+        logs: Path,
+        *,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.shared = shared
         self.bytes_sent = 0
         """Of requests for a turn."""
         self.version = 0
-        self._run = secrets.token_hex(4)
-        """Names our weights: another trainer has a third version too."""
-        self._weights: Weights | None = None
+        self._weights: WeightFiles | None = None
         self._numbers = itertools.count()
         self._places: dict[str, int] = {}
         """Number of each group, in order of their first turns."""
         self._ranks = 1 if options.urls else int(arguments.get("data_parallel_size", 1))
         """Engines of a server, each with a prefix cache of its own."""
-        self.servers = _elsewhere(options) if options.urls else _ours(options, arguments, logs)
+        self._slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        """Of requests that are asked at a time."""
+        if options.urls:
+            self.servers = _elsewhere(options, arguments, tell)
+        else:
+            self.servers = _ours(options, without_weights(arguments, shared), logs, tell)
         try:
             self._all_take(None)
         except BaseException:
@@ -68,21 +87,30 @@ class Servers:
         turn, number = divmod(self._places.setdefault(group, len(self._places)), len(self.servers))
         server, rank = self.servers[number], turn % self._ranks if self._ranks > 1 else None
         body = request_body(call)
-        problem = ""
         for _ in range(ATTEMPTS):
-            rounds, hung = server.rounds, False
-            self.bytes_sent += len(body)
+            rounds = server.rounds
             try:
-                (choice,) = (await server.generate(body, rank))["choices"]
-                problem = self._problem(choice)
-                if not problem:
-                    server.restarts = 0
-                    return self._written(choice)
+                choice = await self._ask(server, body, rank)
             except ServerDownError as error:
-                problem, hung = str(error), error.hung
+                problem = error
+            else:
+                server.restarts = 0
+                return self._written(choice)
             await asyncio.sleep(PAUSE_S)
-            await asyncio.wrap_future(server.recover(rounds, hung=hung))
+            await asyncio.wrap_future(server.recover(rounds, problem))
         raise MmrlError(f"{server}: a request was not answered in {ATTEMPTS} attempts; the last: {problem}")
+
+    async def _ask(self, server: Server, body: bytes, rank: int | None) -> Mapping[str, Any]:
+        """What was written; ServerDownError where it is not accepted."""
+        async with self._slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(most_at_once())):
+            self.bytes_sent += len(body)
+            answer = await server.generate(body, rank)
+        choice: Mapping[str, Any]
+        (choice,) = answer["choices"]
+        problem = self._problem(choice)
+        if problem:
+            raise ServerDownError(problem)
+        return choice
 
     def _problem(self, choice: Mapping[str, Any]) -> str:
         """Why a completion is not accepted."""
@@ -103,17 +131,29 @@ class Servers:
 
     def take_weights(self, version: int, weights: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
         """Every server takes them at once. They stay in the folder for servers that are started again."""
-        before = self._weights
-        name = f"{self._run}.{next(self._numbers)}"
-        self._weights = Weights(name, self.folder / f"weights-{name}")
-        write_weights(weights(), self._weights.folder)
-        self._all_take(self._weights)
+        before, number = self._weights, next(self._numbers)
+        run = self.shared.run  # another trainer has a third version too
+        self._weights = WeightFiles(f"{run}.{number}", self.shared.folder / f"{run}.weights-{number}")
+        try:
+            self._write(weights())
+            self._all_take(self._weights)
+        finally:
+            if before is not None:
+                shutil.rmtree(before.folder, ignore_errors=True)
         self.version = version
-        if before is not None:
-            shutil.rmtree(before.folder)
 
-    def _all_take(self, weights: Weights | None) -> None:
-        for taken in [server.take(weights) for server in self.servers]:
+    def _write(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        assert self._weights is not None
+        try:
+            write_weights(weights, self._weights.folder)
+        except (OSError, SafetensorError) as error:
+            raise MmrlError(
+                f"{self._weights.folder}: weights cannot be written ({error}); rollout.folder names another"
+            ) from None
+
+    def _all_take(self, weights: WeightFiles | None) -> None:
+        """Return when all have them, or the first has failed."""
+        for taken in wait([server.take(weights) for server in self.servers], return_when=FIRST_EXCEPTION).done:
             taken.result()
 
     def sleep(self) -> None: ...  # servers have devices, or a part of one, for themselves
@@ -121,25 +161,48 @@ class Servers:
     def wake(self) -> None: ...
 
     def close(self) -> None:
-        for server in self.servers:
-            server.close()
-        if self._weights is not None:
-            shutil.rmtree(self._weights.folder, ignore_errors=True)
+        with ThreadPoolExecutor(len(self.servers)) as threads:
+            list(threads.map(Server.close, self.servers))
 
 
-def _ours(options: ServersSection, arguments: Mapping[str, Any], logs: Path) -> list[Server]:
+def _ours(
+    options: ServersSection, arguments: Mapping[str, Any], logs: Path, tell: Callable[[str], None]
+) -> list[Server]:
     token = secrets.token_hex(16)  # other users of this machine reach its ports
     servers = []
     for number in range(options.count or 0):
         devices = devices_of(number, arguments, options.first_device)
         start = partial(ServerProcess, arguments, token, logs / f"{number}.log", devices)
-        servers.append(Server(f"server {number}", start, token, options))
+        servers.append(Server(f"server {number}", start, token, options, arguments, tell))
     return servers
 
 
-def _elsewhere(options: ServersSection) -> list[Server]:
+def _elsewhere(options: ServersSection, arguments: Mapping[str, Any], tell: Callable[[str], None]) -> list[Server]:
     token = os.environ.get(options.token_env, "").strip()
-    return [Server(f"server {number}", url.rstrip("/"), token, options) for number, url in enumerate(options.urls)]
+    return [
+        Server(f"server {number}", url.rstrip("/"), token, options, arguments, tell)
+        for number, url in enumerate(options.urls)
+    ]
+
+
+def without_weights(arguments: Mapping[str, Any], shared: SharedFeatures) -> Mapping[str, Any]:
+    """Arguments that start a server from a copy of the model's folder without its weights. The trainer hands over its
+    own, and the folder may be gone when the server is started again: old checkpoints are removed."""
+    model = Path(arguments["model"])
+    if not model.is_dir():
+        return arguments
+    copy = shared.folder / f"{shared.run}.model"
+    copy.mkdir()
+    for file in model.iterdir():
+        if file.is_file() and file.suffix not in WEIGHTS:
+            shutil.copy(file, copy)
+    return {**arguments, "model": str(copy), "load_format": "dummy"}
+
+
+def most_at_once() -> int:
+    """Requests: each has a socket, and other things open files too."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return UNLIMITED if limit == resource.RLIM_INFINITY else max(1, limit // 2)
 
 
 def request_body(call: Call) -> bytes:
@@ -168,25 +231,3 @@ def _metadata(item: Item) -> str:
     from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
 
     return str(encode_mm_kwargs_item(kwargs_item(item)))
-
-
-def write_weights(weights: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
-    """Safetensors that servers of other users may read."""
-    from huggingface_hub import save_torch_state_dict
-
-    try:
-        folder.mkdir(parents=True)
-        save_torch_state_dict(dict(weights), folder, max_shard_size=SHARD_BYTES)
-    except (OSError, SafetensorError) as error:
-        raise MmrlError(
-            f"{folder}: weights cannot be written ({error}); rollout.servers.folder names another"
-        ) from None
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)
-
-
-def _import_vllm() -> None:
-    try:
-        import vllm.entrypoints.scale_out.token_in_token_out.mm_serde  # noqa: F401
-    except ImportError:
-        raise ConfigError("rollout.engine: vllm is not installed; pip install 'mmrl[vllm]', or use hf") from None

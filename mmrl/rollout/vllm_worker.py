@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,31 @@ class WeightReader:
     """vLLM's worker_extension_cls: its methods become the worker's."""
 
     def take_weights(self: Any, folder: str) -> None:
-        self.reload_weights(weights_iterator=read_weights(Path(folder)))
-        pack_tied_head(self.get_model())
+        """RuntimeError where a weight of the model is not among them: vLLM only warns."""
+        model = self.get_model()
+        with load_noted(model) as loaded:
+            self.reload_weights(weights_iterator=read_weights(Path(folder)))
+        missing = sorted({name for name, _ in model.named_parameters()} - loaded)
+        if missing and self.model_config.quantization is None:  # else they have further parameters
+            raise RuntimeError(f"{folder} has no weights for {', '.join(missing[:5])}")
+        pack_tied_head(model)
+
+
+@contextmanager
+def load_noted(model: Any) -> Iterator[set[str]]:
+    """Names of the parameters that `model.load_weights` loads in between."""
+    loaded: set[str] = set()
+    load = model.load_weights
+
+    def noted(weights: Any) -> set[str]:
+        loaded.update(load(weights))
+        return loaded
+
+    model.load_weights = noted
+    try:
+        yield loaded
+    finally:
+        del model.load_weights
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

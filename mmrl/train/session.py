@@ -195,7 +195,7 @@ def open_session(
     limits, rules = _limits(episode, family), _rules(episode)
     features = _features(config.cache, checkpoint, tell)
     # Last: servers take minutes to start, and whatever failed behind it would have to end them.
-    engine = _engine(config, checkpoint, features, model_path or config.model_path)
+    engine = _engine(config, checkpoint, features, model_path or config.model_path, tell)
     return Session(
         config=config,
         checkpoint=checkpoint,
@@ -226,11 +226,18 @@ def _features(config: CacheSection, checkpoint: Checkpoint, tell: Callable[[str]
     return FeatureCache(model, family, memory_bytes=config.memory_bytes, chunk_tokens=config.chunk_tokens, disk=disk)
 
 
-def _engine(config: RunConfig, checkpoint: Checkpoint, features: FeatureCache, folder: str | Path) -> PolicyEngine:
+def _engine(
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    features: FeatureCache,
+    folder: str | Path,
+    tell: Callable[[str], None],
+) -> PolicyEngine:
     if config.rollout.engine == "vllm":
         from mmrl.rollout.open_vllm import open_vllm
 
-        return open_vllm(checkpoint, features, folder, config.rollout, config.episode, logs=config.run_dir / "servers")
+        logs = config.run_dir / "servers"
+        return open_vllm(checkpoint, features, folder, config.rollout, config.episode, logs=logs, tell=tell)
     return HFEngine(
         checkpoint.model,
         checkpoint.family,
