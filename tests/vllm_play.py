@@ -22,11 +22,11 @@ SECTION = RolloutSection(engine="vllm", vllm=ARGUMENTS)
 EPISODE = EpisodeSection(max_context=2048, max_turn_tokens=64)
 
 
-def open_engine(name, folder, lora=None, **rollout):
-    """(checkpoint, engine) of a family's tiny checkpoint, which is written into the folder."""
+def open_engine(name, place, lora=None, **rollout):
+    """(checkpoint, engine) of a family's tiny checkpoint, which is written into the folder `place`."""
     from mmrl.rollout.open_vllm import open_vllm
 
-    path = families.write(name, folder / name)
+    path = families.write(name, place / name)
     checkpoint = load_checkpoint(path, family=None, dtype="float32", device="cpu", lora=lora)
     section = RolloutSection(engine="vllm", **{"vllm": ARGUMENTS} | rollout)
     return checkpoint, open_vllm(checkpoint, FeatureCache(checkpoint.model, checkpoint.family), path, section, EPISODE)
