@@ -171,6 +171,9 @@ class Server:
     def _await_health(self) -> None:
         if not self.client.is_well():
             self._start()
+            if not self._was_up:
+                what = "no answer; waiting for it" if self.start is None else "starting"
+                self.tell(f"{self}: {what}, up to {self.options.start_timeout_s:g} s")
             deadline = time.monotonic() + self.options.start_timeout_s
             while not self.client.is_well():
                 self._check_waiting(deadline)

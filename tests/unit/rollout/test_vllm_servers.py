@@ -197,10 +197,11 @@ def test_a_server_that_does_not_start_is_told_in_a_line_with_its_log(tmp_path):
 
 def test_a_server_that_is_not_there_is_waited_for_as_long_as_was_said(tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    options = ServersSection(urls=["http://127.0.0.1:9"], start_timeout_s=1)
+    told, options = [], ServersSection(urls=["http://127.0.0.1:9"], start_timeout_s=1)
     begin = time.monotonic()
     with pytest.raises(MmrlError, match=r"^vLLM server 0 \(http://127.0.0.1:9\) is not ready after 1 s"):
-        Servers(options, FITS, SharedFeatures(tmp_path), tmp_path)
+        Servers(options, FITS, SharedFeatures(tmp_path), tmp_path, tell=told.append)
+    assert told == ["vLLM server 0 (http://127.0.0.1:9): no answer; waiting for it, up to 1 s"]
     assert 1 <= time.monotonic() - begin < 5
 
 
