@@ -36,8 +36,8 @@ def in_folder(tmp_path, monkeypatch):
 def test_what_is_misspelt_costs_no_start_of_servers(model_dir, tmp_path, write_rows, section, told):
     """An engine that is opened makes its servers' folder first."""
     write_rows()
-    servers = {"urls": ["http://127.0.0.1:9"], "folder": str(tmp_path / "shared")}
-    plain = {"name": "x", "model": {"path": str(model_dir)}, "rollout": {"engine": "vllm", "servers": servers}}
+    rollout = {"engine": "vllm", "servers": {"urls": ["http://127.0.0.1:9"]}, "folder": str(tmp_path / "shared")}
+    plain = {"name": "x", "model": {"path": str(model_dir)}, "rollout": rollout}
     with pytest.raises(ConfigError, match=told):
         open_session(RunConfig.model_validate(plain | section))
     assert not (tmp_path / "shared").exists()
