@@ -29,7 +29,9 @@ def open_engine(name, place, lora=None, **rollout):
     path = families.write(name, place / name)
     checkpoint = load_checkpoint(path, family=None, dtype="float32", device="cpu", lora=lora)
     section = RolloutSection(engine="vllm", **{"vllm": ARGUMENTS} | rollout)
-    return checkpoint, open_vllm(checkpoint, FeatureCache(checkpoint.model, checkpoint.family), path, section, EPISODE)
+    features = FeatureCache(checkpoint.model, checkpoint.family)
+    logs = place / "servers"
+    return checkpoint, open_vllm(checkpoint, features, path, section, EPISODE, logs=logs, tell=print)
 
 
 def picture(seed, columns=2, rows=2, side=28):

@@ -152,15 +152,6 @@ def with_adapter(model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
     return (weight.float() + layer.get_delta_weight(NAME.removeprefix(".")).float()).to(weight.dtype)
 
 
-def merge_adapter(model: Any) -> None:
-    """Add the adapter to the weights that it sits beside, and remove it."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
-        layer.merge(safe_merge=True)
-        model.set_submodule(name, layer.get_base_layer())
-
-
 @contextmanager
 def holding(parameters: Mapping[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> Iterator[None]:
     """Parameters hold other values for a while; nothing is copied."""

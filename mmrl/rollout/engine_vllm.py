@@ -7,26 +7,23 @@ time. vLLM keeps the keys of what it computed: siblings and later turns find tho
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
-
-import torch
 
 from mmrl.cache.features import FeatureCache
 from mmrl.cache.shared import Publisher, SharedFeatures, Slice
 from mmrl.models.chatml import ChatML
 from mmrl.protocols import Completion, Request
 from mmrl.rollout.inflight import Episode
-from mmrl.rollout.vllm_prompt import Call, Item, Written, check_span, describe
+from mmrl.rollout.vllm_prompt import Call, Item, check_span, describe
+from mmrl.rollout.vllm_worker import Weights
 from mmrl.types import Tokens
-
-Weights = Iterator[tuple[str, torch.Tensor]]
 
 
 class Backend(Protocol):
     """vLLM, wherever it runs."""
 
-    async def generate(self, call: Call, group: str) -> Written:
+    async def generate(self, call: Call) -> Completion:
         """One model turn, written by the latest weights. Calls of a group go to the same prefix cache."""
         ...
 
@@ -129,9 +126,9 @@ class VllmEngine:
         episode.append(request.new, request.media)
         items = self._items(episode)
         await self._publish(request.episode, episode, items)
-        written = await self.backend.generate(self._call(request, episode, items), request.group)
-        episode.ids += written.ids
-        return Completion(ids=written.ids, logprobs=written.logprobs, version=written.version, stopped=written.stopped)
+        completion = await self.backend.generate(self._call(request, episode, items))
+        episode.ids += completion.ids
+        return completion
 
     def _refresh(self) -> None:
         """Have the backend ready, with the newest weights."""
@@ -159,12 +156,9 @@ class VllmEngine:
 
     def _call(self, request: Request, episode: Episode, items: Sequence[Item]) -> Call:
         return Call(
+            request=request,
             ids=tuple(episode.ids),
             items=tuple(items),
-            seed=request.seed,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            stop=request.stop,
             stop_ids=self.family.eos_ids,
             suppressed_ids=self.family.reserved_ids,
             # A group that is nearly finished goes first: it can be scored, and its prompt forgotten.

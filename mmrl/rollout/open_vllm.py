@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from mmrl.models.load import Checkpoint, hub_weights
 from mmrl.rollout.engine_vllm import Backend, VllmEngine
 from mmrl.rollout.vllm_arguments import vllm_arguments
 from mmrl.rollout.vllm_inprocess import InProcess
-from mmrl.rollout.vllm_servers import Servers
 
 
 def open_vllm(
@@ -27,14 +26,14 @@ def open_vllm(
     rollout: RolloutSection,
     episode: EpisodeSection,
     *,
-    logs: Path | None = None,
-    tell: Callable[[str], None] = print,
+    logs: Path,
+    tell: Callable[[str], None],
 ) -> VllmEngine:
     """vLLM in this process, or in the servers of the configuration.
 
     Args:
         folder: the checkpoint's, or its adapter's, for its configuration; the weights are those of the model.
-        logs: folder of the servers' logs; None is beside the shared features.
+        logs: folder of the servers' logs.
         tell: is given a line for what happens to servers.
     """
     folder = adapters.base_of(folder) if adapters.is_folder(folder) else folder
@@ -53,18 +52,17 @@ def open_vllm(
         if rollout.servers is None:
             backend = InProcess(beside_trainer() | arguments)
         else:
-            backend = Servers(rollout.servers, arguments, shared, logs or shared.folder / "servers", tell=tell)
+            from mmrl.rollout.vllm_servers import Servers
+
+            backend = Servers(rollout.servers, arguments, shared, logs, tell=tell)
     except BaseException:
         shared.close()
         raise
-    return VllmEngine(backend, checkpoint.family, features, shared, partial(policy_weights, checkpoint))
+    return VllmEngine(
+        backend, checkpoint.family, features, shared, partial(hub_weights, checkpoint.model, checkpoint.kind)
+    )
 
 
 def beside_trainer() -> dict[str, Any]:
     """Arguments of an engine that shares its GPU with the trainer."""
     return {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5} if torch.cuda.is_available() else {}
-
-
-def policy_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """The policy as a whole model, under the names of the hub's files."""
-    return hub_weights(checkpoint.model, checkpoint.kind)

@@ -16,6 +16,8 @@ from mmrl.resolve import suggest
 from mmrl.rollout.vllm_prompt import modalities
 
 FEWEST_BATCHED_TOKENS = 8192
+SPLITS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Arguments of vLLM that split it over devices."""
 
 
 def vllm_arguments(
@@ -57,6 +59,7 @@ def vllm_arguments(
         },
         "scheduling_policy": "priority",
         "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": "mmrl.rollout.vllm_worker.PolicyLoader",
         "enforce_eager": not torch.cuda.is_available(),
         # On a CPU a prompt that is computed in parts fails: its random numbers cannot be taken back.
         "enable_chunked_prefill": torch.cuda.is_available(),

@@ -82,7 +82,7 @@ class Client:
                 with httpx2.Client(verify=CONTEXT, trust_env=False, headers=self._headers) as client:
                     return client.request(method, self.url + path, json=body, timeout=limits)
             except httpx2.TransportError as error:
-                if not lacks_files(error) or self.closing.wait(INTERVAL_S):
+                if not out_of_files(error) or self.closing.wait(INTERVAL_S):
                     raise
 
     async def _post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
@@ -92,7 +92,7 @@ class Client:
                 async with httpx2.AsyncClient(verify=CONTEXT, trust_env=False, headers=headers) as client:
                     return await client.post(self.url + path, content=body, timeout=limits)
             except httpx2.TransportError as error:
-                if not lacks_files(error) or self.closing.is_set():
+                if not out_of_files(error) or self.closing.is_set():
                     raise self._down(error) from None
             await asyncio.sleep(INTERVAL_S)
 
@@ -112,7 +112,7 @@ class Client:
         return ServerDownError(what, hung=hung)
 
 
-def lacks_files(error: BaseException | None) -> bool:
+def out_of_files(error: BaseException | None) -> bool:
     """Whether this process may open no more files, sockets included."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

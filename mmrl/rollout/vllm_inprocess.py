@@ -11,15 +11,16 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from mmrl.errors import ConfigError
-from mmrl.rollout.vllm_prompt import Call, Written, engine_input, sampling
+from mmrl.protocols import Completion
+from mmrl.rollout.vllm_arguments import SPLITS
+from mmrl.rollout.vllm_prompt import Call, engine_input, sampling
+from mmrl.rollout.vllm_worker import Weights
 
-Waiting = tuple[Call, asyncio.AbstractEventLoop, asyncio.Future[Written]]
+Waiting = tuple[Call, asyncio.AbstractEventLoop, asyncio.Future[Completion]]
 
 
 class InProcess:
@@ -28,24 +29,20 @@ class InProcess:
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.llm = build_llm(arguments)
         self.version = 0
-        self.cached_tokens = 0
-        """Tokens of prompts whose keys were found so far."""
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._waiting: dict[str, Waiting] = {}
         self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
         self._thread.start()
 
-    async def generate(self, call: Call, group: str) -> Written:
-        del group  # there is one prefix cache
+    async def generate(self, call: Call) -> Completion:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Written] = loop.create_future()
+        future: asyncio.Future[Completion] = loop.create_future()
         self._inbox.put((call, loop, future))
         return await future
 
-    def take_weights(self, version: int, weights: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights()})
-        self.llm.apply_model(pack_tied_head)
+    def take_weights(self, version: int, weights: Callable[[], Weights]) -> None:
+        self.llm.collective_rpc("load_policy", args=(weights(),))
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM keeps keys of other weights: something is still being written")
         self.llm.llm_engine.reset_encoder_cache()
@@ -99,7 +96,7 @@ class InProcess:
             if output.finished and output.request_id in self._waiting:
                 waiting = self._waiting.pop(output.request_id)
                 try:
-                    outcome: Written | Exception = self._written(waiting[0], output)
+                    outcome: Completion | Exception = self._completion(waiting[0], output)
                 except Exception as error:
                     outcome = error
                 _settle(waiting, outcome)
@@ -111,15 +108,14 @@ class InProcess:
             _settle(waiting, error)
         self._waiting.clear()
 
-    def _written(self, call: Call, output: Any) -> Written:
+    def _completion(self, call: Call, output: Any) -> Completion:
         (found,) = output.outputs
         if len(output.prompt_token_ids) != len(call.ids):
             raise RuntimeError(f"vLLM made {len(output.prompt_token_ids)} tokens of a prompt of {len(call.ids)}")
         if found.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM ended a turn by {found.finish_reason!r}")
-        self.cached_tokens += output.num_cached_tokens or 0
         ids = tuple(found.token_ids)
-        return Written(
+        return Completion(
             ids=ids,
             logprobs=tuple(step[i].logprob for i, step in zip(ids, found.logprobs, strict=True)),
             version=self.version,
@@ -127,7 +123,7 @@ class InProcess:
         )
 
 
-def _settle(waiting: Waiting, outcome: Written | Exception) -> None:
+def _settle(waiting: Waiting, outcome: Completion | Exception) -> None:
     _, loop, future = waiting
 
     def settle() -> None:
@@ -142,16 +138,9 @@ def _settle(waiting: Waiting, outcome: Written | Exception) -> None:
         loop.call_soon_threadsafe(settle)
 
 
-def pack_tied_head(model: torch.nn.Module) -> None:
-    """On a CPU a head has a packed copy of its weight, which a reload forgets where the weight is the embeddings'."""
-    for module in model.modules():
-        if type(module).__name__ == "ParallelLMHead" and hasattr(module, "cpu_linear"):
-            module.quant_method.process_weights_after_loading(module)  # type: ignore[operator, union-attr]
-
-
 def build_llm(arguments: Mapping[str, Any]) -> Any:
-    """ConfigError without vLLM, and where it is to be spread over several devices: weights are handed to one worker."""
-    for key in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+    """ConfigError where it is to be split over several devices: weights are handed to one worker."""
+    for key in SPLITS:
         if int(arguments.get(key, 1)) > 1:
             raise ConfigError(f"rollout.vllm.{key}: is 1 in the trainer's process; set rollout.servers: {{count: 1}}")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -1,4 +1,4 @@
-"""A vLLM server as a child process: `vllm serve` with our worker extension and guard, ended with all it started."""
+"""A vLLM server as a child process: `vllm serve` with our guard, ended with all it started."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ import torch
 import yaml
 
 from mmrl.errors import ConfigError
+from mmrl.rollout.vllm_arguments import SPLITS
 from mmrl.rollout.vllm_guard import TOKEN
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GRACE_S = 5.0
 """A server that is told to end removes what it holds in shared memory, if it can."""
 INTERVAL_S = 0.05
-SPLITS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-"""Arguments of vLLM that split a server over devices."""
 
 
 class ServerProcess:
@@ -75,7 +74,7 @@ class ServerProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def fate(self) -> str:
+    def ending(self) -> str:
         """How it ended, with the last line of its log that looks like an error."""
         self.end()
         with self.log.open(errors="replace") as log:
@@ -91,7 +90,6 @@ def serve_command(arguments: Mapping[str, Any], host: str, port: int, file: Path
         **arguments,
         "enable_scale_out": True,  # the path that takes and gives tokens
         "api_server_count": 1,  # of several, each would have caches of its own to reset
-        "worker_extension_cls": "mmrl.rollout.vllm_worker.WeightReader",
         "middleware": "mmrl.rollout.vllm_guard.Guard",
         "host": host,
         "port": port,

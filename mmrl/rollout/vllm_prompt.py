@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from mmrl.errors import ConfigError
+from mmrl.models.audio import mel_length
 from mmrl.models.chatml import ChatML
 from mmrl.models.qwen2_5_omni import Qwen25Omni
 from mmrl.models.qwen2_audio import Qwen2Audio
 from mmrl.models.qwen2_vl import Qwen25VL
 from mmrl.models.qwen3_vl import Qwen3VL, Qwen35
+from mmrl.protocols import Request
 from mmrl.types import Media, MediaSpan
 
 SUPPRESS = -100.0
@@ -41,27 +43,15 @@ class Item:
 class Call:
     """A model turn to be written."""
 
+    request: Request
     ids: tuple[int, ...]
     """All tokens so far, placeholders expanded."""
     items: tuple[Item, ...]
-    seed: int
-    max_tokens: int
-    temperature: float
-    stop: tuple[str, ...]
     stop_ids: tuple[int, ...]
     suppressed_ids: tuple[int, ...]
     """Are never sampled."""
     priority: int
     """Lower goes first."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    version: int
-    """Of the weights that wrote it."""
-    stopped: bool
 
 
 def modalities(family: ChatML) -> tuple[str, ...]:
@@ -110,8 +100,6 @@ def _fields(family: ChatML, span: MediaSpan, medium: Media, modality: str) -> di
 
 
 def _audio_fields(family: ChatML, span: MediaSpan, medium: Media) -> dict[str, torch.Tensor]:
-    from mmrl.models.audio import mel_length
-
     if isinstance(family, Qwen25Omni):
         return {"audio_feature_lengths": torch.tensor(mel_length(medium))}
     return {"audio_num_tokens": torch.tensor(span.length)}
@@ -140,15 +128,16 @@ def engine_input(call: Call) -> Any:
 
 def sampling(call: Call) -> dict[str, Any]:
     """Fields of vLLM's SamplingParams."""
+    request = call.request
     return {
-        "temperature": call.temperature,
-        "seed": call.seed,
-        "max_tokens": call.max_tokens,
+        "temperature": request.temperature,
+        "seed": request.seed,
+        "max_tokens": request.max_tokens,
         "stop_token_ids": list(call.stop_ids),
         "ignore_eos": True,
-        "stop": list(call.stop),
+        "stop": list(request.stop),
         "include_stop_str_in_output": True,
-        "detokenize": bool(call.stop),
+        "detokenize": bool(request.stop),
         "logit_bias": dict.fromkeys(call.suppressed_ids, SUPPRESS),
         "logprobs": 0,
     }

@@ -25,7 +25,7 @@ class WeightFiles:
 
 
 class Server:
-    """A server that we start, or one that is elsewhere. All but `generate` is done by its own thread, one thing after
+    """A server that we start, or one that is elsewhere. It is brought up by its own thread, one thing after
     the other: of many requests that find it down, the first brings it up.
 
     Args:
@@ -54,7 +54,7 @@ class Server:
         self.failed: MmrlError | None = None
         """Why it is given up."""
         self._was_up = self._fits = False
-        self._trouble = ""
+        self._last_problem = ""
         """Why it was down the last time."""
         self._wanted: WeightFiles | None = None
         self._lock = threading.Lock()
@@ -73,9 +73,6 @@ class Server:
     def recover(self, rounds: int, problem: ServerDownError) -> Future[None]:
         """Bring it up unless that was done after it had been brought up `rounds` times."""
         return self._submit(partial(self._recover, rounds, problem))
-
-    async def generate(self, body: bytes, rank: int | None) -> Any:
-        return await self.client.generate(body, rank)
 
     def close(self) -> None:
         """End it where it is ours. One elsewhere that hangs is not waited for."""
@@ -124,7 +121,7 @@ class Server:
         if self.failed is not None:
             raise self.failed
         try:
-            self._suffer(problem)
+            self._note_problem(problem)
             if self._was_up and (problem.hung or not self.client.is_well()):
                 self._count_restart()
             while not self._try_once():
@@ -134,13 +131,13 @@ class Server:
             raise
         self.rounds += 1
 
-    def _suffer(self, problem: ServerDownError) -> None:
+    def _note_problem(self, problem: ServerDownError) -> None:
         """Keep what is wrong with it; one of ours that hangs is ended."""
-        self._trouble = str(problem)
+        self._last_problem = str(problem)
         if problem.hung:
             self._end()
         elif self.process is not None and self.process.ended():
-            self._trouble = self.process.fate()
+            self._last_problem = self.process.ending()
 
     def _count_restart(self) -> None:
         self._fits = False
@@ -149,10 +146,10 @@ class Server:
         if self.restarts > most:
             raise MmrlError(
                 f"{self} is down and wrote nothing since {most} restarts (rollout.servers.max_restarts): "
-                f"{self._trouble}"
+                f"{self._last_problem}"
             )
         what = "waited for" if self.start is None else "started again"
-        self.tell(f"{self}: {self._trouble}; it is {what} (of at most {most} times in a row the {self.restarts}.)")
+        self.tell(f"{self}: {self._last_problem}; it is {what} (of at most {most} times in a row the {self.restarts}.)")
 
     def _try_once(self) -> bool:
         if self.client.closing.is_set():
@@ -163,7 +160,7 @@ class Server:
                 self._check_fit()
             self._push()
         except ServerDownError as error:
-            self._suffer(error)
+            self._note_problem(error)
             self.client.closing.wait(INTERVAL_S)
             return False
         return True
@@ -188,7 +185,7 @@ class Server:
     def _check_waiting(self, deadline: float) -> None:
         """Raise where there is nothing to wait for."""
         if self.process is not None and self.process.ended():
-            text = f"{self.process.fate()} (while it started)"
+            text = f"{self.process.ending()} (while it started)"
             # One that never ran is wrongly configured: it would not run the next time either.
             raise ServerDownError(text) if self._was_up else MmrlError(f"{self} {text}")
         if self.client.closing.wait(INTERVAL_S):
@@ -196,7 +193,7 @@ class Server:
         if time.monotonic() > deadline:
             raise MmrlError(
                 f"{self} is not ready after {self.options.start_timeout_s:g} s (rollout.servers.start_timeout_s)"
-                + (f"; before, {self._trouble}" if self._was_up else "")
+                + (f"; before, {self._last_problem}" if self._was_up else "")
             )
 
     def _closed(self) -> MmrlError:
@@ -223,7 +220,7 @@ class Server:
             return
         ask = self.client.ask
         ask("POST", "/update_weight_version", {"new_version": "being replaced"})
-        ask("POST", "/collective_rpc", {"method": "take_weights", "args": [str(self._wanted.folder)]})
+        ask("POST", "/collective_rpc", {"method": "load_policy_files", "args": [str(self._wanted.folder)]})
         # What still runs was asked by a trainer that is gone.
         if not ask("POST", "/reset_prefix_cache?reset_running_requests=true")["success"]:
             raise MmrlError(f"{self}: its prefix cache cannot be reset")

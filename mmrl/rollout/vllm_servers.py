@@ -13,24 +13,25 @@ import os
 import resource
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from safetensors import SafetensorError
 
 from mmrl.cache.shared import SharedFeatures
 from mmrl.config import ServersSection
 from mmrl.errors import MmrlError
 from mmrl.models.load import write_weights
+from mmrl.protocols import Completion
 from mmrl.rollout.vllm_client import ServerDownError
 from mmrl.rollout.vllm_process import ServerProcess, devices_of
-from mmrl.rollout.vllm_prompt import Call, Item, Written, by_modality, kwargs_item, sampling
+from mmrl.rollout.vllm_prompt import Call, Item, by_modality, kwargs_item, sampling
 from mmrl.rollout.vllm_server import Server, WeightFiles
+from mmrl.rollout.vllm_worker import Weights
 
 ATTEMPTS = 10
 """To have one request answered."""
@@ -82,9 +83,9 @@ class Servers:
             self.close()
             raise
 
-    async def generate(self, call: Call, group: str) -> Written:
+    async def generate(self, call: Call) -> Completion:
         # A group's keys are in one place, and places have equally many groups.
-        turn, number = divmod(self._places.setdefault(group, len(self._places)), len(self.servers))
+        turn, number = divmod(self._places.setdefault(call.request.group, len(self._places)), len(self.servers))
         server, rank = self.servers[number], turn % self._ranks if self._ranks > 1 else None
         body = request_body(call)
         for _ in range(ATTEMPTS):
@@ -95,16 +96,16 @@ class Servers:
                 problem = error
             else:
                 server.restarts = 0
-                return self._written(choice)
+                return self._completion(choice)
             await asyncio.sleep(PAUSE_S)
             await asyncio.wrap_future(server.recover(rounds, problem))
         raise MmrlError(f"{server}: a request was not answered in {ATTEMPTS} attempts; the last: {problem}")
 
     async def _ask(self, server: Server, body: bytes, rank: int | None) -> Mapping[str, Any]:
         """What was written; ServerDownError where it is not accepted."""
-        async with self._slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(most_at_once())):
+        async with self._slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(max_in_flight())):
             self.bytes_sent += len(body)
-            answer = await server.generate(body, rank)
+            answer = await server.client.generate(body, rank)
         choice: Mapping[str, Any]
         (choice,) = answer["choices"]
         problem = self._problem(choice)
@@ -121,15 +122,15 @@ class Servers:
         reason = choice["finish_reason"]
         return "" if reason in ("stop", "length") else f"it finished by {reason!r}"
 
-    def _written(self, choice: Mapping[str, Any]) -> Written:
-        return Written(
+    def _completion(self, choice: Mapping[str, Any]) -> Completion:
+        return Completion(
             ids=tuple(choice["token_ids"]),
             logprobs=tuple(step["logprob"] for step in choice["logprobs"]["content"]),
             version=self.version,
             stopped=choice["finish_reason"] == "stop",
         )
 
-    def take_weights(self, version: int, weights: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
+    def take_weights(self, version: int, weights: Callable[[], Weights]) -> None:
         """Every server takes them at once. They stay in the folder for servers that are started again."""
         before, number = self._weights, next(self._numbers)
         run = self.shared.run  # another trainer has a third version too
@@ -142,7 +143,7 @@ class Servers:
                 shutil.rmtree(before.folder, ignore_errors=True)
         self.version = version
 
-    def _write(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    def _write(self, weights: Weights) -> None:
         assert self._weights is not None
         try:
             write_weights(weights, self._weights.folder)
@@ -199,7 +200,7 @@ def without_weights(arguments: Mapping[str, Any], shared: SharedFeatures) -> Map
     return {**arguments, "model": str(copy), "load_format": "dummy"}
 
 
-def most_at_once() -> int:
+def max_in_flight() -> int:
     """Requests: each has a socket, and other things open files too."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return UNLIMITED if limit == resource.RLIM_INFINITY else max(1, limit // 2)

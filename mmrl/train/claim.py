@@ -17,7 +17,7 @@ from mmrl.versions import versions
 TEST_TIME = "test_time.json"
 """What the test-time strategies reached, in a run's directory."""
 FREE = re.compile(
-    r"checkpoint\..*|report\..*|threads|data\.prefetch_steps|cache\..*|rollout\.servers.*"
+    r"checkpoint\..*|report\..*|threads|data\.prefetch_steps|cache\..*|rollout\.(servers.*|folder)"
     r"|stages\.\d+\.(micro_batch_tokens|activation_checkpointing|max_engine_gap)"
 )
 """Keys that may change between a run's start and its continuation: they bear on speed, memory and what is told."""

@@ -57,5 +57,4 @@ def find_checkpoint(run: Path, name: str) -> Path:
 def _save_merged(run: Path, model: Path, folder: Path) -> None:
     section = load_config(run / "config.yaml").model
     loaded = load_checkpoint(model, family=section.family, dtype=section.dtype, device="cpu")
-    lora.merge_adapter(loaded.model)
     replace(loaded, adapter=None).save(folder)

@@ -74,10 +74,11 @@ def kill_at(monkeypatch, started):
 
 def test_a_server_may_die_while_it_writes_while_it_takes_weights_and_between_steps(load, workspace, started, kill_at):
     from mmrl.rollout.engine_vllm import VllmEngine
+    from mmrl.rollout.vllm_client import Client
     from mmrl.rollout.vllm_server import Server
 
     (workspace / "kills_reward.py").write_text(REWARD)
-    kill_at(Server, "generate", 4, after=0.05)  # of 8 first turns the fifth: others are being written
+    kill_at(Client, "generate", 4, after=0.05)  # of 8 first turns the fifth: others are being written
     kill_at(Server, "_set_version", 2)  # the weights are loaded, caches are reset
     done = kill_at(VllmEngine, "weights_changed", 3)
     run_dir = train(load("name=kills", "rewards.0={use: kills_reward.py:Parity, name: accuracy}", *SMALL, *VLLM))

@@ -21,7 +21,6 @@ from mmrl.models.lora import (
     adapter_parameters,
     add_adapter,
     holding,
-    merge_adapter,
     read_adapter,
     target_layers,
     write_adapter,
@@ -116,7 +115,6 @@ def test_peft_loads_what_is_saved_and_computes_the_same(trained, base_of, name, 
 def test_transformers_loads_the_merged_model_and_computes_the_same(trained, name, tmp_path):
     checkpoint = trained(name)
     expected = outputs(checkpoint.model, checkpoint)
-    merge_adapter(checkpoint.model)
     replace(checkpoint, adapter=None).save(tmp_path)
     model = getattr(transformers, checkpoint.kind.model).from_pretrained(tmp_path, dtype=torch.float32)
     for ours, theirs in zip(expected, outputs(model, checkpoint), strict=True):

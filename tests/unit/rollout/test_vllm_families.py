@@ -57,7 +57,7 @@ def test_what_an_adapter_is_trained_on_is_started_with(tmp_path):
     checkpoint, engine = open_engine("qwen2_5_vl", tmp_path, lora=LoraSection(rank=4))
     engine.close()
     checkpoint.save(tmp_path / "adapter")
-    engine = open_vllm(checkpoint, engine.features, tmp_path / "adapter", SECTION, EPISODE)
+    engine = open_vllm(checkpoint, engine.features, tmp_path / "adapter", SECTION, EPISODE, logs=tmp_path, tell=print)
     assert_equal(checkpoint, play(engine, *VISION["image"]))
     engine.close()
 

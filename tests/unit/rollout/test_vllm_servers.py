@@ -31,10 +31,11 @@ from mmrl.cache.shared import SharedFeatures
 from mmrl.config import RolloutSection, ServersSection
 from mmrl.errors import ConfigError, MmrlError
 from mmrl.rollout import vllm_client
+from mmrl.rollout.vllm_client import Client
 from mmrl.rollout.vllm_process import ServerProcess, devices_of, place, serve_command
 from mmrl.rollout.vllm_serve import serve
 from mmrl.rollout.vllm_server import Server
-from mmrl.rollout.vllm_servers import Servers, most_at_once
+from mmrl.rollout.vllm_servers import Servers, max_in_flight
 from mmrl.types import Message, Part, Segment, Source, StopReason, Trajectory
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own
@@ -182,7 +183,7 @@ def test_a_wrong_token_is_named(elsewhere, tmp_path, monkeypatch, token):
 def test_a_folder_that_a_server_does_not_see_is_named(opened, elsewhere, tmp_path):
     server = opened[1].backend.servers[0]
     with pytest.raises(MmrlError, match=r"^vLLM server 0 \(http.*\): /collective_rpc answered 500"):
-        server.client.ask("POST", "/collective_rpc", {"method": "take_weights", "args": [str(tmp_path)]})
+        server.client.ask("POST", "/collective_rpc", {"method": "load_policy_files", "args": [str(tmp_path)]})
     assert f"FileNotFoundError: {tmp_path} holds no weights" in elsewhere.log.read_text()
 
 
@@ -260,15 +261,15 @@ def test_groups_have_places_and_one_of_two_servers_may_die(ours, monkeypatch):
     checkpoint, engine, told = ours
     engine.backend._places.clear()
     first, second = engine.backend.servers
-    asked, generate, processes = [], Server.generate, [first.process, second.process]
+    asked, generate, processes = [], Client.generate, [first.process, second.process]
 
-    def note(server, *arguments):
-        asked.append(server)
+    def note(client, *arguments):
+        asked.append(first if client is first.client else second)
         if len(asked) == 4:
             threading.Timer(0.1, os.killpg, [second.process.process.pid, signal.SIGKILL]).start()
-        return generate(server, *arguments)
+        return generate(client, *arguments)
 
-    monkeypatch.setattr(Server, "generate", note)
+    monkeypatch.setattr(Client, "generate", note)
     assert_equal(checkpoint, play_groups(engine, ["4", "5", "6", "7"], tokens=300))
     assert asked[:4] == [first, second, first, second]
     assert set(asked[4:]) == {second}
@@ -413,8 +414,8 @@ def few_files(free):
 
 def test_a_trainer_without_files_to_open_takes_no_server_for_dead(opened, monkeypatch):
     checkpoint, engine = opened
-    server, lacks, found, asked = engine.backend.servers[0], vllm_client.lacks_files, [], [0, 0]
-    rounds, generate = server.rounds, Server.generate
+    server, lacks, found, asked = engine.backend.servers[0], vllm_client.out_of_files, [], [0, 0]
+    rounds, generate = server.rounds, Client.generate
 
     async def count(*arguments):
         asked[:] = asked[0] + 1, max(asked[1], asked[0] + 1)
@@ -423,11 +424,11 @@ def test_a_trainer_without_files_to_open_takes_no_server_for_dead(opened, monkey
         finally:
             asked[0] -= 1
 
-    monkeypatch.setattr(vllm_client, "lacks_files", lambda error: found.append(lacks(error)) or found[-1])
-    monkeypatch.setattr(Server, "generate", count)
+    monkeypatch.setattr(vllm_client, "out_of_files", lambda error: found.append(lacks(error)) or found[-1])
+    monkeypatch.setattr(Client, "generate", count)
     play(engine, *VISION["image"])  # what is opened once is open
     with few_files(10):
-        most = most_at_once()
+        most = max_in_flight()
         played = play(engine, *VISION["image"], siblings=60)
     assert_equal(checkpoint, played)
     assert any(found)
@@ -443,7 +444,7 @@ def test_the_number_of_a_servers_group_is_kept_until_it_is_ended(tmp_path, monke
         time.sleep(0.01)
     assert process.ended()
     assert Path(f"/proc/{number}").exists()
-    assert process.fate() == "ended with code -9: no error in its log"
+    assert process.ending() == "ended with code -9: no error in its log"
     assert not Path(f"/proc/{number}").exists()
     monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("another's group may have this number by now"))
     process.end()

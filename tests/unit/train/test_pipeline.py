@@ -18,11 +18,9 @@ from mmrl.cache.features import FeatureCache
 from mmrl.cache.shared import SharedFeatures
 from mmrl.config import RolloutSection, RunConfig, load_config
 from mmrl.errors import ConfigError, StoppedError
-from mmrl.protocols import Request
 from mmrl.rollout.engine_hf import HFEngine
 from mmrl.rollout.engine_vllm import VllmEngine
 from mmrl.rollout.episode import Sampling
-from mmrl.rollout.vllm_prompt import Written
 from mmrl.train.engine import TorchEngine
 from mmrl.train.optim import build_optimizer, check_stages, select_parameters, set_learning_rate
 from mmrl.train.rows import build_row, sampled_logprobs
@@ -63,19 +61,17 @@ class CopyWriter:
         self.gate.set()
         self.written, self.numbers = [], itertools.count()
 
-    async def generate(self, call, group):
+    async def generate(self, call):
         while not self.gate.is_set():
             await asyncio.sleep(0.01)
         assert not self.asleep
         name = str(next(self.numbers))
-        self.engine.open(name, group)
-        asked = {key: getattr(call, key) for key in ("seed", "max_tokens", "temperature", "stop")}
-        new = Tokens(ids=call.ids)
-        request = Request(episode=name, group=name, order=(0, int(name)), new=new, media=(), **asked)
-        found = await self.engine.generate(request)
+        self.engine.open(name, name)
+        whole = {"episode": name, "group": name, "order": (0, int(name)), "new": Tokens(ids=call.ids), "media": ()}
+        found = await self.engine.generate(replace(call.request, **whole))
         self.engine.release(name)
         self.written.append(self.version)
-        return Written(ids=found.ids, logprobs=found.logprobs, version=self.version, stopped=found.stopped)
+        return replace(found, version=self.version)
 
     def take_weights(self, version, weights):
         self.model.load_state_dict(dict(weights()))
@@ -132,7 +128,9 @@ def begin(model_dir, tmp_path, monkeypatch, write_rows, write_png):
         if writer == "vllm":
             from mmrl.rollout.open_vllm import open_vllm
 
-            engine = open_vllm(session.checkpoint, features, model_dir, rollout, config.episode)
+            engine = open_vllm(
+                session.checkpoint, features, model_dir, rollout, config.episode, logs=tmp_path, tell=print
+            )
         else:
             weights = lambda: iter(model.state_dict().items())  # noqa: E731
             engine = VllmEngine(CopyWriter(model, family), family, features, SharedFeatures(), weights)
