@@ -184,6 +184,18 @@ def test_keys_that_cannot_be_forgotten_are_an_error(opened, monkeypatch):
         play(engine, ())
 
 
+def test_weights_that_are_not_all_are_an_error(opened, monkeypatch):
+    checkpoint, engine = opened
+    weights = dict(engine.weights())
+    del weights["model.layers.0.mlp.down_proj.weight"]
+    monkeypatch.setattr(engine, "weights", lambda: iter(weights.items()))
+    engine.weights_changed(vision=False)
+    with pytest.raises(RuntimeError, match="no weights for language_model.model.layers.0.mlp.down_proj.weight"):
+        play(engine, ())
+    monkeypatch.undo()
+    assert_equal(checkpoint, play(engine, *VISION["image"]))
+
+
 def release_all(engine):
     for sibling in range(3):
         engine.release(f"0/{sibling}")
